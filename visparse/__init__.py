@@ -1,0 +1,1 @@
+"""visparse: sparse attention for visual generation."""
