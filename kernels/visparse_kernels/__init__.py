@@ -1,1 +1,5 @@
-"""visparse: sparse attention for visual generation."""
+"""The operator of visparse: attention over block lists, with its log-sum-exp."""
+
+from visparse_kernels.lists import BlockLists
+
+__all__ = ["BlockLists"]
