@@ -1,0 +1,97 @@
+"""Adapters: what visparse must know about a family of denoisers, as data. They live in `visparse_pipelines`."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from visparse.layout import Layout
+from visparse.plan import ModelFingerprint
+
+# Class name -> module that holds its `ADAPTER`; imported when a model of that class is met.
+ADAPTERS = {
+    "DiTTransformer2DModel": "visparse_pipelines.dit",
+    "WanTransformer3DModel": "visparse_pipelines.wan",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """One family of denoisers.
+
+    Attributes:
+        model_class: name of the denoiser's class.
+        attention: path of its self-attention modules; `*` stands for one part, such as `blocks.*.attn1`.
+        layout: function (model's config, arguments of its forward by name) -> `Layout` of the tokens that the
+            self-attention sees.
+        timestep: name of the timestep argument.
+    """
+
+    model_class: str
+    attention: str
+    layout: Callable[[Any, Mapping[str, Any]], Layout]
+    timestep: str = "timestep"
+
+    def layers(self, model: nn.Module) -> dict[str, Any]:
+        """The self-attention modules of a model in layer order, by path."""
+        path = re.compile(re.escape(self.attention).replace(r"\*", r"[^.]+"))
+        return {name: module for name, module in model.named_modules() if path.fullmatch(name)}
+
+    def fingerprint(self, model: Any) -> ModelFingerprint:
+        """The shape of a model."""
+        return ModelFingerprint(
+            model_class=self.model_class,
+            layers=len(self.layers(model)),
+            heads=model.config.num_attention_heads,
+            head_dim=model.config.attention_head_dim,
+        )
+
+
+def unwrapped(module: Any) -> Any:
+    """The model inside what `torch.compile(model)` returned, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
+def find_adapter(model: object) -> Adapter | None:
+    """The adapter for a model, by the names of its class and base classes; None where there is none."""
+    for cls in type(unwrapped(model)).__mro__:
+        if cls.__name__ in ADAPTERS:
+            adapter = importlib.import_module(ADAPTERS[cls.__name__]).ADAPTER
+            if not isinstance(adapter, Adapter):
+                raise TypeError(f"{ADAPTERS[cls.__name__]}.ADAPTER must be an Adapter, got {type(adapter).__name__}")
+            return adapter
+    return None
+
+
+def find_denoisers(target: object) -> dict[str, nn.Module]:
+    """The denoisers of a pipeline, or the model itself, that have an adapter.
+
+    Args:
+        target: a diffusers pipeline, or a denoiser.
+
+    Returns:
+        Component name -> module; a bare model has the name "model".
+
+    Raises:
+        ValueError: there is no known denoiser; the text lists what was found and what is known.
+        TypeError: the target is neither a pipeline nor a module.
+    """
+    if isinstance(target, nn.Module):
+        parts: dict[str, Any] = {"model": target}
+    elif isinstance(getattr(target, "components", None), Mapping):
+        parts = dict(target.components)  # type: ignore[attr-defined]
+    else:
+        raise TypeError(f"wanted a diffusers pipeline or a denoiser (torch.nn.Module), got {type(target).__name__}")
+    modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
+    found = {name: module for name, module in modules.items() if find_adapter(module) is not None}
+    if not found:
+        have = (
+            ", ".join(f"{name}: {type(unwrapped(module)).__name__}" for name, module in modules.items()) or "no modules"
+        )
+        raise ValueError(f"no denoiser that visparse knows; found {have}; known are {', '.join(sorted(ADAPTERS))}")
+    return found

@@ -1,0 +1,103 @@
+"""The front door: `sparsify`, `restore`, `report`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from visparse.adapter import find_adapter, find_denoisers, unwrapped
+from visparse.handle import Handle
+from visparse.plan import SparsePlan
+from visparse.presets import load_plan
+from visparse.report import Report, make_report
+from visparse.router import Router, Settings
+from visparse.session import Session, session_of
+from visparse.steps import Clock, SchedulerSteps
+
+_SETTINGS = [field.name for field in fields(Settings)]
+
+
+def sparsify(
+    target: Any, plan: str | Path | SparsePlan = "radial", *, strict: bool = False, **overrides: Any
+) -> Handle:
+    """Make the self-attention of a pipeline or denoiser sparse, in place.
+
+    A second call replaces the first one cleanly. If anything is wrong, an error is raised and nothing has changed.
+
+    Args:
+        target: a diffusers pipeline (each of its denoisers that visparse knows is served), or a denoiser.
+        plan: name of a preset (`"dense"`, `"radial"`, `"neighborhood"`), path of a plan file or of a folder that holds
+            `visparse_plan.json`, or a `SparsePlan`.
+        strict: raise where a layer or call cannot be served. Else it runs dense, with a warning and a line in the report.
+        overrides: `dense_steps`, `dense_layers` (see `SparsePlan`); `impl`, `block_q`, `block_k`, `order`, `timing`
+            (see `visparse.router.Settings`); or parameters of the plan's pattern, such as `window` or `decay`.
+
+    Returns:
+        Handle with `restore()`, `report()` and `plan`; usable in a `with` statement.
+
+    Raises:
+        TypeError: the target is neither a pipeline nor a module, or the plan is no plan.
+        ValueError: unknown plan or override (names the nearest), a plan for another model, no known denoiser, or no
+            layer that can be served.
+        FileNotFoundError: no plan at a path.
+    """
+    settings = Settings(strict=strict, **{name: overrides.pop(name) for name in _SETTINGS if name in overrides})
+    chosen = load_plan(plan).with_changes(settings=_SETTINGS, **overrides)
+    clock = Clock(chosen.stage, SchedulerSteps(None if isinstance(target, nn.Module) else target))
+    sessions: dict[str, Session] = {}
+    for name, module in find_denoisers(target).items():
+        adapter = find_adapter(module)
+        assert adapter is not None
+        fingerprint = adapter.fingerprint(unwrapped(module))
+        chosen.check_model(fingerprint)
+        sessions[name] = Session(module, adapter, Router(chosen, fingerprint, settings, clock))
+    restore(target)
+    handle = Handle(chosen, sessions)
+    try:
+        for session in sessions.values():
+            session.install()
+    except BaseException:
+        handle.restore()
+        raise
+    return handle
+
+
+def restore(target: Any) -> bool:
+    """Undo `sparsify`: the very same processor objects are back, all hooks are gone.
+
+    Args:
+        target: the pipeline or denoiser.
+
+    Returns:
+        False where it was not sparsified; nothing is touched then.
+
+    Raises:
+        TypeError: the target is neither a pipeline nor a module.
+        ValueError: there is no denoiser that visparse knows.
+    """
+    sessions = [session_of(module) for module in find_denoisers(target).values()]
+    return any([session.uninstall() for session in sessions if session is not None])
+
+
+def report(target: Any, grid: tuple[int, int, int] | None = None) -> Report:
+    """What visparse did in the last run of a pipeline or denoiser; `print` it, or take `to_dict()`.
+
+    Args:
+        target: a sparsified pipeline or denoiser.
+        grid: (frames, height, width) in tokens: show the densities that the plan would have there. Without it, those of
+            the last run.
+
+    Returns:
+        The report.
+
+    Raises:
+        ValueError: the target is not sparsified, or a pattern does not fit the grid.
+    """
+    sessions = {name: session_of(module) for name, module in find_denoisers(target).items()}
+    live = {name: session for name, session in sessions.items() if session is not None}
+    if not live:
+        raise ValueError("nothing to report: this target is not sparsified; call visparse.sparsify(target, plan) first")
+    return make_report(next(iter(live.values())).router.plan, live, grid)

@@ -1,0 +1,51 @@
+"""Handle: what `sparsify` returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+from visparse.plan import SparsePlan
+from visparse.report import Report, make_report
+from visparse.session import Session
+
+
+class Handle:
+    """The undo of one `sparsify`; also a context manager, whose end restores.
+
+    Attributes:
+        plan: the plan that runs, overrides included.
+    """
+
+    def __init__(self, plan: SparsePlan, sessions: Mapping[str, Session]) -> None:
+        """Hold the sessions of all denoisers, by component name."""
+        self.plan = plan
+        self._sessions = dict(sessions)
+
+    def restore(self) -> bool:
+        """Put every original object back and remove every hook.
+
+        Returns:
+            False where nothing of this handle was installed any more (restored before, or replaced by a later
+            `sparsify`); nothing is touched then.
+        """
+        return any([session.uninstall() for session in self._sessions.values()])
+
+    def report(self, grid: tuple[int, int, int] | None = None) -> Report:
+        """What ran in the last run; see `visparse.report`."""
+        return make_report(self.plan, self._sessions, grid)
+
+    def __enter__(self) -> Handle:
+        """Return the handle itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Restore."""
+        self.restore()
+
+    def __repr__(self) -> str:
+        """Plan, and where it is installed."""
+        where = [name for name, session in self._sessions.items() if session.installed]
+        return f"Handle(plan={self.plan.name!r}, installed on {', '.join(where) or 'nothing'})"

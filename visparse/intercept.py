@@ -1,0 +1,173 @@
+"""Interception: a layer's own processor, with only its call to dense attention led through a route.
+
+`routed_class(base)` is a subclass of the processor's class whose `__call__` runs the original code object in a copy of
+its globals, in which `dispatch_attention_fn` and `F` are ours. Projections, norms, rotary embedding, LoRA and quantised
+layers stay the model's own, and nothing of another library is changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from types import CodeType, FunctionType
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional
+from torch import Tensor
+
+_DISPATCH = "dispatch_attention_fn"
+_SDPA = "scaled_dot_product_attention"
+_DISPATCH_NAMES = (
+    "query",
+    "key",
+    "value",
+    "attn_mask",
+    "dropout_p",
+    "is_causal",
+    "scale",
+    "enable_gqa",
+    "attention_kwargs",
+)
+_SDPA_NAMES = _DISPATCH_NAMES[:8]
+
+
+class Route(Protocol):
+    """Where a layer's attention goes."""
+
+    def attention(self, call: dict[str, Any], dense: Callable[[], Tensor], heads_first: bool) -> Tensor:
+        """Serve one call.
+
+        Args:
+            call: the arguments of the call, by name.
+            dense: makes the original call, untouched.
+            heads_first: query, key, value are [batch, heads, tokens, channels], not [batch, tokens, heads, channels].
+
+        Returns:
+            The attention's output, in the layout of the query.
+        """
+
+
+class _PerThread(threading.local):
+    route: Route | None = None
+
+
+class _WhileTracing:
+    route: Route | None = None
+
+
+# The route of the processor that is running. torch.compile cannot trace thread-local storage, and traces in one thread.
+_eager, _tracing = _PerThread(), _WhileTracing()
+
+
+def _current() -> Route | None:
+    return _tracing.route if torch.compiler.is_compiling() else _eager.route
+
+
+def _set(route: Route | None) -> None:
+    if torch.compiler.is_compiling():
+        _tracing.route = route
+    else:
+        _eager.route = route
+
+
+def _led(original: Callable[..., Tensor], names: tuple[str, ...], heads_first: bool) -> Callable[..., Tensor]:
+    """`original`, led through the current route."""
+
+    @functools.wraps(original)
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        route = _current()
+        if route is None:
+            return original(*args, **kwargs)
+        named = dict(zip(names, args, strict=False)) | kwargs
+        return route.attention(named, lambda: original(*args, **kwargs), heads_first)
+
+    return call
+
+
+class _Functional:
+    """`torch.nn.functional`, with `scaled_dot_product_attention` led through the current route."""
+
+    scaled_dot_product_attention = staticmethod(
+        _led(torch.nn.functional.scaled_dot_product_attention, _SDPA_NAMES, True)
+    )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch.nn.functional, name)
+
+
+def can_route(base: Any) -> str | None:
+    """Why a processor class cannot be led through a route; None where it can."""
+    function = base.__call__
+    if issubclass(base, torch.nn.Module):
+        return f"{base.__name__} is a module with weights of its own"
+    if not isinstance(function, FunctionType):
+        return f"{base.__name__}.__call__ is not a plain function"
+    names, scope = _names(function.__code__), function.__globals__
+    if _DISPATCH in names and _DISPATCH in scope:
+        return None
+    if _SDPA in names and scope.get("F") is torch.nn.functional:
+        return None
+    return f"{base.__name__}.__call__ calls neither {_DISPATCH} nor F.{_SDPA}"
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*inner)
+
+
+@functools.cache
+def routed_class(base: Any) -> Any:
+    """The subclass of a processor class that leads its attention through `self.visparse_route`.
+
+    Args:
+        base: class of a live processor.
+
+    Returns:
+        The subclass; the same object for the same base.
+
+    Raises:
+        TypeError: the class cannot be led; the text says why.
+    """
+    reason = can_route(base)
+    if reason is not None:
+        raise TypeError(f"cannot lead this attention through visparse: {reason}")
+    original: Any = base.__call__
+    scope = dict(original.__globals__)
+    scope.pop("__name__", None)  # else torch.compile looks names up in the module that has this name
+    if _DISPATCH in scope:
+        scope[_DISPATCH] = _led(scope[_DISPATCH], _DISPATCH_NAMES, False)
+    if scope.get("F") is torch.nn.functional:
+        scope["F"] = _Functional()
+    inner = FunctionType(original.__code__, scope, original.__name__, original.__defaults__, original.__closure__)
+    inner.__kwdefaults__ = original.__kwdefaults__
+
+    @functools.wraps(original)
+    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before = _current()
+        _set(self.visparse_route)
+        try:
+            return inner(self, *args, **kwargs)
+        finally:
+            _set(before)
+
+    def __reduce__(self: Any) -> tuple[Any, ...]:
+        return _blank, (base,), self.__dict__
+
+    return type(
+        f"Sparse{base.__name__}", (base,), {"__call__": __call__, "__reduce__": __reduce__, "visparse_route": None}
+    )
+
+
+def routed(processor: object, route: Route) -> Any:
+    """A copy of a live processor, with all its attributes, that leads its attention through `route`."""
+    new = _blank(type(processor))
+    new.__dict__.update(processor.__dict__)
+    new.visparse_route = route
+    return new
+
+
+def _blank(base: type) -> Any:
+    cls = routed_class(base)
+    return cls.__new__(cls)

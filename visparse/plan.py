@@ -1,0 +1,374 @@
+"""The plan: which pattern serves which layer, head and step. JSON, schema 1."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from visparse.errors import check_keys
+from visparse.ranges import Selector, edges, largest, parse_selector, selects
+from visparse.templates import PatternTemplate
+
+SCHEMA = 1
+FILE_NAME = "visparse_plan.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFingerprint:
+    """The shape of the model that a plan was made for.
+
+    Attributes:
+        model_class: name of the denoiser's class.
+        layers: number of attention layers that can be made sparse.
+        heads: heads per layer.
+        head_dim: channels per head.
+    """
+
+    model_class: str
+    layers: int
+    heads: int
+    head_dim: int
+
+    def check(self, model: ModelFingerprint) -> None:
+        """Refuse a model of another shape.
+
+        Args:
+            model: fingerprint of the model at hand.
+
+        Raises:
+            ValueError: names the first difference.
+        """
+        for name, text in (
+            ("model_class", "model class"),
+            ("layers", "layers"),
+            ("heads", "heads"),
+            ("head_dim", "head_dim"),
+        ):
+            mine, other = getattr(self, name), getattr(model, name)
+            if mine != other:
+                raise ValueError(
+                    f"the plan was made for another model: {text} {mine!r}, this model has {other!r}; "
+                    "use a plan made for this model, or a preset"
+                )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One line of a plan's assignment: the pattern of some heads, in some layers, at some steps.
+
+    Attributes:
+        pattern: a name in the plan's table of patterns.
+        layers, heads, steps: selectors, see `visparse.ranges.parse_selector`.
+    """
+
+    pattern: str
+    layers: Selector = "all"
+    heads: Selector = "all"
+    steps: Selector = "all"
+
+    def __post_init__(self) -> None:
+        """Bring the selectors into normal form."""
+        for name in ("layers", "heads", "steps"):
+            object.__setattr__(self, name, parse_selector(getattr(self, name), f"a rule's {name}"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparsePlan:
+    """Which pattern serves which layer, head and step, and what stays dense.
+
+    Attributes:
+        name: short name, shown in reports.
+        patterns: table name -> pattern. Lengths may be percentages of the grid, see `visparse.templates`.
+        default: table name of the pattern where no rule matches.
+        assignment: rules; where several match, the last one wins.
+        dense_steps: an int: that many steps at the start of each run are dense. A float in [0, 1): that share of the
+            run's steps, rounded to the nearest whole step (half up).
+        dense_layers: an int: that many layers from the first are dense. A tuple: these layers. `"a:b"`: this range.
+        model: the model that the plan was made for; None: any.
+        grids: grids (frames, height, width) in tokens that the plan is for; None: any. On other grids all runs dense.
+        notes: free text.
+        measured: free JSON: what was measured, on what device, with which versions.
+    """
+
+    name: str
+    patterns: Mapping[str, PatternTemplate]
+    default: str
+    assignment: tuple[Rule, ...] = ()
+    dense_steps: int | float = 0
+    dense_layers: int | str | tuple[int, ...] = 0
+    model: ModelFingerprint | None = None
+    grids: tuple[tuple[int, int, int], ...] | None = None
+    notes: str = ""
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check every field."""
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"plan: name must be a non-empty string, got {self.name!r}")
+        if not self.patterns:
+            raise ValueError("plan: patterns is empty; give at least one pattern")
+        for used in (self.default, *(rule.pattern for rule in self.assignment)):
+            check_keys([used], self.patterns, "plan: the table of patterns is asked for a name that it lacks: it")
+        steps = self.dense_steps
+        whole = type(steps) is int and steps >= 0
+        if not whole and not (isinstance(steps, float) and 0 <= steps < 1):
+            raise ValueError(
+                "plan: dense_steps must be a number of steps (int >= 0) or a share of them (float in [0, 1)), "
+                f"got {steps!r}"
+            )
+        if isinstance(self.dense_layers, int) and not isinstance(self.dense_layers, bool) and self.dense_layers >= 0:
+            layers: Any = self.dense_layers
+        elif isinstance(self.dense_layers, (list, tuple)) and not self.dense_layers:
+            layers = 0
+        else:
+            layers = parse_selector(self.dense_layers, "plan: dense_layers")
+        object.__setattr__(self, "dense_layers", layers)
+        if self.grids is not None:
+            object.__setattr__(self, "grids", tuple(_grid(grid) for grid in self.grids))
+
+    # ---- what a layer does -------------------------------------------------------------------------------------------
+
+    @property
+    def needs_steps(self) -> bool:
+        """Whether the plan depends on the step at all."""
+        return self.dense_steps != 0 or any(rule.steps != "all" for rule in self.assignment)
+
+    def first_sparse_step(self, total: int | None) -> int:
+        """Number of dense steps in a run of `total` steps.
+
+        Raises:
+            ValueError: dense_steps is a share and the number of steps is not known.
+        """
+        if isinstance(self.dense_steps, int):
+            return self.dense_steps
+        if self.dense_steps == 0:
+            return 0
+        if total is None:
+            raise ValueError(
+                f"dense_steps={self.dense_steps} is a share of the run's steps, and their number is not known here "
+                "(a bare model, or a pipeline that does not tell); give a number: sparsify(..., dense_steps=3)"
+            )
+        return math.floor(self.dense_steps * total + 0.5)
+
+    def stage(self, step: int, total: int | None) -> int:
+        """The first step of the stretch of steps around `step` in which nothing in the plan changes."""
+        return max(mark for mark in self._marks(total) if mark <= step)
+
+    def last_stage(self, total: int | None) -> int:
+        """The step from which on nothing in the plan changes any more."""
+        return max(self._marks(total))
+
+    def _marks(self, total: int | None) -> set[int]:
+        return {0, self.first_sparse_step(total)}.union(*(edges(rule.steps) for rule in self.assignment))
+
+    def is_dense_layer(self, layer: int) -> bool:
+        """Whether a layer is dense at all steps, by `dense_layers`."""
+        if isinstance(self.dense_layers, int):
+            return layer < self.dense_layers
+        return selects(self.dense_layers, layer)
+
+    def names(self, layer: int, heads: int, step: int, total: int | None) -> tuple[str, ...] | None:
+        """Table names of the patterns of one layer's heads at one step; None where the whole layer is dense.
+
+        Args:
+            layer: index of the layer.
+            heads: number of heads.
+            step: index of the step.
+            total: number of steps of the run, None where it is not known.
+
+        Returns:
+            One name per head, or None: a dense step, a dense layer, or the dense pattern for every head.
+        """
+        if self.is_dense_layer(layer) or step < self.first_sparse_step(total):
+            return None
+        names = [self.default] * heads
+        for rule in self.assignment:
+            if selects(rule.layers, layer) and selects(rule.steps, step):
+                names = [rule.pattern if selects(rule.heads, head) else name for head, name in enumerate(names)]
+        return None if all(self.patterns[name].is_dense for name in names) else tuple(names)
+
+    def check_model(self, model: ModelFingerprint) -> None:
+        """Refuse a model that the plan does not fit.
+
+        Args:
+            model: fingerprint of the model at hand.
+
+        Raises:
+            ValueError: names the first difference, or the rule that names a layer or head that the model lacks.
+        """
+        if self.model is not None:
+            self.model.check(model)
+        for index, rule in enumerate(self.assignment):
+            for what, have in (("layers", model.layers), ("heads", model.heads)):
+                top = largest(getattr(rule, what))
+                if top >= have:
+                    raise ValueError(
+                        f"plan: rule {index} names {what[:-1]} {top}, this model has {have} {what} (0 to {have - 1})"
+                    )
+        top = self.dense_layers - 1 if isinstance(self.dense_layers, int) else largest(self.dense_layers)
+        if top >= model.layers:
+            raise ValueError(
+                f"plan: dense_layers reaches layer {top}, this model has {model.layers} layers "
+                f"(0 to {model.layers - 1})"
+            )
+
+    # ---- JSON --------------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as JSON values; `from_dict` gives back an equal plan."""
+        return {
+            "schema": SCHEMA,
+            "name": self.name,
+            "model": None if self.model is None else vars(self.model).copy(),
+            "grids": None if self.grids is None else [list(grid) for grid in self.grids],
+            "patterns": {name: template.to_dict() for name, template in self.patterns.items()},
+            "default": self.default,
+            "assignment": [{key: _json(value) for key, value in vars(rule).items()} for rule in self.assignment],
+            "dense_steps": self.dense_steps,
+            "dense_layers": _json(self.dense_layers),
+            "notes": self.notes,
+            "measured": json.loads(json.dumps(dict(self.measured))),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SparsePlan:
+        """Read a plan from JSON values.
+
+        Args:
+            data: as `to_dict` writes it; all keys but `schema`, `name`, `patterns` and `default` may be left out.
+
+        Raises:
+            ValueError: wrong schema, an unknown or missing key, or a value that does not fit.
+        """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"a plan must be a JSON object, got {type(data).__name__}")
+        if data.get("schema") != SCHEMA:
+            raise ValueError(
+                f"plan: schema must be {SCHEMA}, got {data.get('schema')!r}; this visparse reads schema {SCHEMA} only"
+            )
+        fields = {key: value for key, value in data.items() if key != "schema"}
+        check_keys(fields, cls.__dataclass_fields__, "plan")
+        for key in ("name", "patterns", "default"):
+            if key not in fields:
+                raise ValueError(f"plan: the key {key!r} is missing")
+        fields["patterns"] = {
+            name: PatternTemplate.from_dict(entry, f"plan: pattern {name!r}")
+            for name, entry in _object(fields["patterns"], "plan: patterns").items()
+        }
+        rules = []
+        for index, entry in enumerate(fields.get("assignment", [])):
+            where = f"plan: rule {index}"
+            check_keys(_object(entry, where), Rule.__dataclass_fields__, where)
+            if "pattern" not in entry:
+                raise ValueError(f"{where}: the key 'pattern' is missing")
+            rules.append(Rule(**entry))
+        fields["assignment"] = tuple(rules)
+        if fields.get("model") is not None:
+            model = _object(fields["model"], "plan: model")
+            check_keys(model, ModelFingerprint.__dataclass_fields__, "plan: model")
+            missing = [key for key in ModelFingerprint.__dataclass_fields__ if key not in model]
+            if missing:
+                raise ValueError(f"plan: model lacks the key {missing[0]!r}")
+            fields["model"] = ModelFingerprint(**model)
+        return cls(**fields)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write `visparse_plan.json` into a folder, which is made if needed.
+
+        Returns:
+            Path of the file.
+        """
+        path = Path(folder) / FILE_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        return path
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> SparsePlan:
+        """Read a plan from a file, or from the `visparse_plan.json` of a folder. Never touches the network.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not JSON (the text says where), or not a plan.
+        """
+        path = Path(path)
+        file = path / FILE_NAME if path.is_dir() else path
+        if not file.is_file():
+            raise FileNotFoundError(f"no plan at {file}; wanted a JSON file, or a folder that holds {FILE_NAME}")
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} is not a complete JSON file: {error}") from error
+        return cls.from_dict(data)
+
+    def with_changes(self, settings: Sequence[str] = (), **changes: Any) -> SparsePlan:
+        """A copy with other `dense_steps`, `dense_layers` or parameters of its pattern.
+
+        Args:
+            settings: further names that the caller knows, for the hint in the error text.
+            changes: `dense_steps`, `dense_layers`, or parameters of the plan's pattern such as `window` or `decay`;
+                these need a plan with one pattern (dense and skip aside).
+
+        Raises:
+            ValueError: a name that neither the plan nor the pattern has; names the nearest.
+        """
+        fields: dict[str, Any] = {key: changes.pop(key) for key in ("dense_steps", "dense_layers") if key in changes}
+        if changes:
+            tunable = [name for name, template in self.patterns.items() if template.parameters]
+            known = [
+                *(self.patterns[tunable[0]].parameters if len(tunable) == 1 else ()),
+                "dense_steps",
+                "dense_layers",
+                *settings,
+            ]
+            if len(tunable) > 1:
+                raise ValueError(
+                    f"{next(iter(changes))!r} cannot be set: the plan has several patterns ({', '.join(tunable)}); "
+                    "change the plan itself"
+                )
+            check_keys(changes, known, f"sparsify with plan {self.name!r}")
+            fields["patterns"] = {**self.patterns, tunable[0]: self.patterns[tunable[0]].with_changes(**changes)}
+        return replace(self, **fields)
+
+    def describe(self) -> str:
+        """The plan in a few lines for people."""
+        steps = (
+            f"{self.dense_steps:.0%} of the steps"
+            if isinstance(self.dense_steps, float)
+            else f"{self.dense_steps} steps"
+        )
+        lines = [
+            f"plan {self.name!r}: default pattern {self.default!r}; dense: {steps}, layers {_layers(self.dense_layers)}"
+        ]
+        lines += [f"  {name}: {template}" for name, template in self.patterns.items()]
+        lines += [f"  layers {r.layers}, heads {r.heads}, steps {r.steps}: {r.pattern}" for r in self.assignment]
+        if self.model is not None:
+            m = self.model
+            lines.append(f"  made for {m.model_class}: {m.layers} layers, {m.heads} heads of {m.head_dim}")
+        if self.grids is not None:
+            lines.append("  for grids " + ", ".join("x".join(map(str, grid)) for grid in self.grids))
+        return "\n".join([*lines, *([f"  {self.notes}"] if self.notes else [])])
+
+
+def _json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _layers(value: Any) -> str:
+    return f"first {value}" if isinstance(value, int) else str(value)
+
+
+def _object(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where} must be a JSON object, got {value!r}")
+    return value
+
+
+def _grid(value: Any) -> tuple[int, int, int]:
+    if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(type(n) is int and n > 0 for n in value):
+        raise ValueError(f"plan: a grid must be three ints > 0 (frames, height, width), got {value!r}")
+    return value[0], value[1], value[2]

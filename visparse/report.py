@@ -1,0 +1,271 @@
+"""Report: what was served sparsely, what was not and why, how dense it was, and whether it can pay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from visparse.layout import Layout
+from visparse.plan import SparsePlan
+
+if TYPE_CHECKING:
+    from visparse.router import LayerRoute, Router
+    from visparse.session import Session
+    from visparse_kernels import BlockLists
+
+_POOR_CEILING = 1.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerReport:
+    """One attention layer in the last run.
+
+    Attributes:
+        layer: index.
+        state: "sparse", "dense" (by the plan) or "not served"; "unknown" before any run.
+        why: reason where it is not sparse.
+        density: kept pairs / all pairs, mean over heads; None where not known.
+        block_density: visited blocks / all blocks, mean over heads; None where not known.
+        sparse_calls, dense_calls: calls served by block lists, and by the model's own attention.
+        fallbacks: reason -> number of calls that ran dense against the plan.
+    """
+
+    layer: int
+    state: str
+    why: str | None
+    density: float | None
+    block_density: float | None
+    sparse_calls: int
+    dense_calls: int
+    fallbacks: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelReport:
+    """One denoiser in the last run.
+
+    Attributes:
+        component: name in the pipeline.
+        model_class: its class.
+        grid, tokens: of the last call, or those asked for; None before any run.
+        steps: steps of the run; None where not known.
+        dense_steps: dense steps at its start; None where not known.
+        runs: runs seen since `sparsify`; 0 where nothing tells runs apart.
+        step_source: "cache context", "timestep" or None.
+        impl: how `attend` is served, and why.
+        denoiser_seconds: time in the denoiser; None where it was not measured.
+        attention_seconds: time in its self-attention; None where it was not measured.
+        list_seconds: time spent on making block lists.
+        attention_share: share of a dense step that self-attention would take; needs one dense and measured call.
+        efficiency: (time of a dense call x block density) / time of a sparse call; 1 is ideal.
+        ceiling: the speed-up of the denoiser if the sparse calls had efficiency 1.
+        speedup: the speed-up of the denoiser against all-dense as its times say.
+        layers: one entry per layer.
+    """
+
+    component: str
+    model_class: str
+    grid: tuple[int, int, int] | None
+    tokens: int | None
+    steps: int | None
+    dense_steps: int | None
+    runs: int
+    step_source: str | None
+    impl: str
+    denoiser_seconds: float | None
+    attention_seconds: float | None
+    list_seconds: float
+    attention_share: float | None
+    efficiency: float | None
+    ceiling: float | None
+    speedup: float | None
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def density(self) -> float | None:
+        """Mean density of the layers that run sparsely; None where there is none."""
+        return _mean([layer.density for layer in self.layers if layer.state == "sparse"])
+
+    @property
+    def block_density(self) -> float | None:
+        """Mean block density of the layers that run sparsely; None where there is none."""
+        return _mean([layer.block_density for layer in self.layers if layer.state == "sparse"])
+
+    @property
+    def warning(self) -> str | None:
+        """A warning where sparsity cannot pay at this size."""
+        if self.ceiling is None or self.ceiling >= _POOR_CEILING or self.block_density is None:
+            return None
+        return (
+            f"little to gain at this size: self-attention takes {self.attention_share:.0%} of a dense step, so this plan can "
+            f"make the denoiser at most {self.ceiling:.2f} times faster"
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """What visparse does on a pipeline; `str()` is a table for people, `to_dict()` is JSON."""
+
+    plan: SparsePlan
+    models: tuple[ModelReport, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "plan": self.plan.to_dict(),
+            "models": [
+                asdict(model)
+                | {"density": model.density, "block_density": model.block_density, "warning": model.warning}
+                | {
+                    "grid": None if model.grid is None else list(model.grid),
+                    "layers": [asdict(x) for x in model.layers],
+                }
+                for model in self.models
+            ],
+        }
+
+    def __str__(self) -> str:
+        """Plan, then a table per denoiser."""
+        return "\n\n".join([self.plan.describe(), *(_table(model) for model in self.models)])
+
+
+def make_report(plan: SparsePlan, sessions: Mapping[str, Session], grid: tuple[int, int, int] | None) -> Report:
+    """Gather the report of all sessions of a target; `grid` as in `visparse.report`."""
+    return Report(plan, tuple(_model_report(name, session, grid) for name, session in sessions.items()))
+
+
+def _model_report(name: str, session: Session, grid: tuple[int, int, int] | None) -> ModelReport:
+    router, clock = session.router, session.router.clock
+    layout = router.layout if grid is None else Layout(grid=grid)
+    lists = _preview(session, layout) if grid is not None and layout is not None else [r.lists for r in router.routes]
+    densities = {id(entry): (entry.density, entry.block_density) for entry in lists if entry is not None}
+    layers = tuple(
+        _layer_report(route, entry, densities, layout is not None)
+        for route, entry in zip(router.routes, lists, strict=True)
+    )
+    return ModelReport(
+        component=name,
+        model_class=router.model.model_class,
+        grid=None if layout is None else layout.grid,
+        tokens=None if layout is None else layout.tokens,
+        steps=clock.total,
+        dense_steps=_dense_steps(router),
+        runs=clock.runs,
+        step_source=clock.source,
+        impl=_impl(session, lists),
+        list_seconds=router.list_seconds,
+        layers=layers,
+        **_times(router, layers),
+    )
+
+
+def _preview(session: Session, layout: Layout) -> list[BlockLists | None]:
+    """Block lists of the plan's last stage; a share of steps needs no number of steps there."""
+    router = session.router
+    device = next(session.module.parameters()).device
+    total = router.clock.total or 1
+    stage = router.plan.last_stage(total)
+    return [router.layer_lists(layer, layout, stage, device, total) for layer in range(router.model.layers)]
+
+
+def _layer_report(
+    route: LayerRoute, lists: BlockLists | None, densities: Mapping[int, tuple[float, float]], known: bool
+) -> LayerReport:
+    stats, plan = route.stats, route.router.plan
+    state, why = "sparse", None
+    if route.unserved is not None:
+        state, why = "not served", route.unserved
+    elif not known:
+        state, why = "unknown", "no run yet; ask for a grid: report(pipe, grid=(frames, height, width))"
+    elif lists is None:
+        state = "dense"
+        why = "dense layer" if plan.is_dense_layer(route.layer) else route.router.why or "dense pattern or step"
+    elif stats.fallbacks and not stats.sparse:
+        state, why = "not served", next(iter(stats.fallbacks))
+    density, block_density = (1.0, 1.0) if state == "dense" else densities.get(id(lists), (None, None))
+    return LayerReport(
+        layer=route.layer,
+        state=state,
+        why=why,
+        density=density,
+        block_density=block_density,
+        sparse_calls=stats.sparse,
+        dense_calls=stats.dense,
+        fallbacks=dict(stats.fallbacks),
+    )
+
+
+def _dense_steps(router: Router) -> int | None:
+    try:
+        return router.plan.first_sparse_step(router.clock.total)
+    except ValueError:  # a share, and no run has told the number of steps
+        return None
+
+
+def _impl(session: Session, lists: list[BlockLists | None]) -> str:
+    return session.router.settings.impl
+
+
+def _times(router: Router, layers: tuple[LayerReport, ...]) -> dict[str, float | None]:
+    """Times and what follows from them; see `ModelReport`."""
+    stats = [route.stats for route in router.routes]
+    sparse_seconds, dense_seconds = sum(s.sparse_seconds for s in stats), sum(s.dense_seconds for s in stats)
+    sparse_calls, dense_calls = sum(s.sparse for s in stats), sum(s.dense for s in stats)
+    attention, total = sparse_seconds + dense_seconds, router.denoiser_seconds
+    times: dict[str, float | None] = dict.fromkeys(
+        ("denoiser_seconds", "attention_seconds", "attention_share", "efficiency", "ceiling", "speedup")
+    )
+    if not total or not attention:
+        return times
+    times |= {"denoiser_seconds": total, "attention_seconds": attention}
+    if not dense_calls:
+        return times
+    per_dense = dense_seconds / dense_calls
+    all_dense = per_dense * (sparse_calls + dense_calls)
+    everything = total - attention + all_dense
+    share = all_dense / everything
+    visited = sum(layer.sparse_calls * (layer.block_density or 0.0) for layer in layers)
+    cost = (visited + dense_calls) / (sparse_calls + dense_calls)
+    times |= {"attention_share": share, "ceiling": 1 / (1 - share + share * cost), "speedup": everything / total}
+    if sparse_calls:
+        times["efficiency"] = per_dense * visited / sparse_seconds
+    return times
+
+
+def _table(model: ModelReport) -> str:
+    grid = "no run yet" if model.grid is None else f"grid {'x'.join(map(str, model.grid))} = {model.tokens} tokens"
+    lines = [f"{model.component} ({model.model_class}): {grid}; attend: {model.impl}"]
+    if model.steps is not None:
+        lines.append(f"  {model.steps} steps, the first {model.dense_steps} dense (step from the {model.step_source})")
+    lines.append(f"  {'layer':>5}  {'state':<10}  {'density':>8}  {'blocks':>8}  {'sparse':>7}  {'dense':>7}  why")
+    lines += [
+        f"  {x.layer:>5}  {x.state:<10}  {_percent(x.density):>8}  {_percent(x.block_density):>8}  {x.sparse_calls:>7}  "
+        f"{x.dense_calls:>7}  {x.why or ''}".rstrip()
+        for x in model.layers
+    ]
+    for x in model.layers:
+        lines += [
+            f"  layer {x.layer}: {count} calls ran dense against the plan: {why}" for why, count in x.fallbacks.items()
+        ]
+    if model.denoiser_seconds is not None:
+        lines.append(f"  {model.attention_seconds:.2f} s of {model.denoiser_seconds:.2f} s in self-attention")
+    if model.ceiling is not None:
+        lines.append(
+            f"  attention is {_percent(model.attention_share)} of a dense step; ceiling {model.ceiling:.2f}x, "
+            f"measured {model.speedup:.2f}x, efficiency {'-' if model.efficiency is None else format(model.efficiency, '.2f')}"
+        )
+    elif model.denoiser_seconds is not None:
+        lines.append("  ceiling: not known, no dense call was timed; use dense_steps=1 or more once")
+    if model.warning:
+        lines.append(f"  warning: {model.warning}")
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

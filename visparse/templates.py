@@ -1,0 +1,108 @@
+"""Patterns as plans hold them: a pattern's JSON form, whose lengths may be percentages of the grid.
+
+`{"name": "neighborhood", "window": ["60%", "50%", "30%"]}` becomes a `Neighborhood` once the grid is known. A percentage
+turns into `percentage * axis`, rounded to the nearest whole token (half up), at least 1. So one plan serves every grid.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from visparse.patterns import Pattern, pattern_from_dict
+
+_PERCENT = re.compile(r"^\d+(\.\d+)?%$")
+_PROBE = (100, 100, 100)
+
+
+@dataclass(frozen=True)
+class PatternTemplate:
+    """A pattern that may wait for its grid.
+
+    Args:
+        entry: the pattern's JSON form (`Pattern.to_dict`); a length on the three axes may be a percentage string.
+    """
+
+    entry: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        """Check the entry by building the pattern for a grid of 100 x 100 x 100 if it has percentages."""
+        object.__setattr__(self, "entry", {key: _jsonable(value) for key, value in self.entry.items()})
+        for key, value in self.entry.items():
+            for item in value if isinstance(value, list) else [value]:
+                share = isinstance(item, str) and item.endswith("%")
+                if share and not (isinstance(value, list) and len(value) == 3):
+                    raise ValueError(
+                        f"{key}: percentages come as a list of three (frames, height, width), got {value!r}"
+                    )
+                if share and not (_PERCENT.match(item) and 0 < float(item[:-1]) <= 100):
+                    raise ValueError(f"{key}: a percentage must be above 0% and at most 100%, got {item!r}")
+        self.resolve(_PROBE)
+
+    @classmethod
+    def from_dict(cls, entry: object, where: str) -> PatternTemplate:
+        """Read an entry of a plan's table of patterns.
+
+        Args:
+            entry: the JSON form, or a `Pattern`.
+            where: what holds it, for error texts.
+
+        Raises:
+            ValueError: the entry is no pattern; the text says why.
+        """
+        if isinstance(entry, PatternTemplate):
+            return entry
+        if isinstance(entry, Pattern):
+            return cls(entry.to_dict())
+        if not isinstance(entry, Mapping):
+            raise ValueError(f"{where} must be a JSON object such as {{'name': 'neighborhood', ...}}, got {entry!r}")
+        try:
+            return cls(entry)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{where}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as JSON values."""
+        return {key: list(value) if isinstance(value, list) else value for key, value in self.entry.items()}
+
+    def resolve(self, grid: tuple[int, int, int]) -> Pattern:
+        """The pattern for a grid (frames, height, width), in tokens."""
+        return pattern_from_dict({key: _resolved(value, grid) for key, value in self.entry.items()})
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters that the pattern has."""
+        return tuple(key for key in self.resolve(_PROBE).to_dict() if key != "name")
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether this is the dense pattern."""
+        return self.entry["name"] == "dense"
+
+    def with_changes(self, **changes: Any) -> PatternTemplate:
+        """A copy with other parameters."""
+        return PatternTemplate({**self.entry, **changes})
+
+    def __str__(self) -> str:
+        """The pattern as a call."""
+        inside = ", ".join(f"{key}={value}" for key, value in self.entry.items() if key != "name")
+        return f"{self.entry['name']}({inside})"
+
+
+def _jsonable(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _resolved(value: Any, grid: tuple[int, int, int]) -> Any:
+    if isinstance(value, list) and len(value) == 3:
+        return [_length(item, axis) for item, axis in zip(value, grid, strict=True)]
+    return value
+
+
+def _length(item: Any, axis: int) -> Any:
+    if isinstance(item, str) and _PERCENT.match(item):
+        return max(1, math.floor(float(item[:-1]) / 100 * axis + 0.5))
+    return item
