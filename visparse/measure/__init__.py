@@ -1,0 +1,5 @@
+"""Measuring: time, quality, and the one form in which results are kept."""
+
+from visparse.measure.results import Record
+
+__all__ = ["Record"]
