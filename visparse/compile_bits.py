@@ -1,0 +1,106 @@
+"""Exact masks of candidate blocks, as packed bits."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from visparse.layout import Grid, coordinates
+from visparse.patterns.base import Factor, Pattern
+from visparse_kernels.bits import pack_bits
+
+_CHUNK = 1 << 22  # elements of scratch in one step
+
+
+def block_bits(
+    pattern: Pattern, grid: Grid, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield the masks of candidate blocks, part by part so that memory stays bounded.
+
+    Args:
+        pattern: what is kept.
+        grid: (frames, height, width), in tokens.
+        q: int64 [n_q, block_q], row-major indices of the tokens in each query block; -1 is padding.
+        k: int64 [n_k, block_k], the same for keys.
+        rows: int64 [n], query block of each candidate, ascending.
+        cols: int64 [n], its key block.
+
+    Yields:
+        ``rows [m], cols [m]`` and int32 ``[m, block_q, block_k / 32]``: bit j of word w is key slot 32 w + j; bits of
+        padding are 0.
+    """
+    factors = pattern.factors(grid)
+    parts = _by_keep(pattern, grid, q, k, rows, cols) if factors is None else _by_factors(factors, q, k, rows, cols)
+    for part_rows, part_cols, words in parts:
+        words.masked_fill_((q[part_rows] < 0)[..., None], 0)
+        yield part_rows, part_cols, words
+
+
+def real_bits(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+    """Return which slots hold tokens: bool [n_q, block_q] of queries, int32 words [n_k, block_k / 32] of keys."""
+    return q >= 0, pack_bits(k >= 0)
+
+
+def dedupe(tiles: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the distinct tiles.
+
+    Args:
+        tiles: int32 [n, block_q, words].
+
+    Returns:
+        ``distinct`` int32 [m, block_q, words] and ``index`` int64 [n] with ``distinct[index] == tiles``.
+    """
+    flat = tiles.flatten(1)
+    keys, index = torch.unique(_hash(flat), return_inverse=True)
+    first = torch.full_like(keys, len(flat)).scatter_reduce_(
+        0, index, torch.arange(len(flat), device=flat.device), "amin"
+    )
+    if not torch.equal(flat[first][index], flat):  # two tiles with one hash: compare them word by word instead
+        distinct, index = torch.unique(flat, dim=0, return_inverse=True)
+        return distinct.view(-1, *tiles.shape[1:]), index
+    return tiles[first], index
+
+
+def _hash(flat: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randint(-(2**62), 2**62, (flat.shape[1],), generator=generator).to(flat.device)
+    parts = [(part * weights).sum(1) for part in flat.split(max(1, _CHUNK // flat.shape[1]))]
+    return torch.cat(parts)
+
+
+def _by_factors(
+    factors: tuple[Factor, ...], q: Tensor, k: Tensor, rows: Tensor, cols: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """AND the words of all factors; the words depend on the query's code only, so they are packed once per code."""
+    real = k >= 0
+    tables = []
+    for code, table in factors:
+        code, table = code.to(q.device), table.to(q.device)
+        key_code = code[k.clamp(min=0)]
+        per_code = max(1, _CHUNK // k.numel())
+        packed = [pack_bits(part[:, key_code] & real) for part in table.split(per_code)]
+        tables.append((code[q.clamp(min=0)], torch.cat(packed)))
+    words = k.shape[1] // 32
+    for part in torch.arange(len(rows), device=q.device).split(max(1, _CHUNK // (q.shape[1] * words))):
+        part_rows, part_cols = rows[part], cols[part]
+        bits = torch.full((len(part), q.shape[1], words), -1, dtype=torch.int32, device=q.device)
+        for query_code, packed_table in tables:
+            bits &= packed_table[query_code[part_rows], part_cols[:, None]]
+        yield part_rows, part_cols, bits
+
+
+def _by_keep(
+    pattern: Pattern, grid: Grid, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Ask the definition, one query block and some of its key blocks at a time."""
+    q_at, k_at = coordinates(q.clamp(min=0), grid), coordinates(k.clamp(min=0), grid)
+    real = k >= 0
+    per_part = max(1, _CHUNK // (q.shape[1] * k.shape[1]))
+    counts = torch.bincount(rows, minlength=len(q)).tolist()
+    for row, row_cols in enumerate(cols.split(counts)):
+        for part in row_cols.split(per_part):
+            if len(part) == 0:
+                continue
+            kept = pattern.keep(q_at[row], k_at[part].flatten(0, 1), grid) & real[part].flatten()
+            words = pack_bits(kept).view(q.shape[1], len(part), -1).transpose(0, 1).contiguous()
+            yield part.new_full((len(part),), row), part, words

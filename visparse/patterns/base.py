@@ -1,0 +1,142 @@
+"""Pattern: a rule, fixed by position, that says which keys a query sees."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from visparse.layout import Grid
+
+AXES = ("frames", "height", "width")
+
+P = TypeVar("P", bound="Pattern")
+
+
+class Factor(NamedTuple):
+    """One factor of a separable pattern: a pair is kept where ``table[code[q], code[k]]`` is true in every factor.
+
+    Args:
+        code: int64 [visual], a small code of each token of the grid, in row-major order.
+        table: bool [codes, codes], query code by key code.
+    """
+
+    code: Tensor
+    table: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pattern(ABC):
+    """Base of all patterns. A pattern is immutable, hashable and knows no grid until it is asked.
+
+    A subclass is a frozen keyword-only dataclass with a ``name``; `keep` is its definition. It may override `factors`
+    or `cover` to be compiled faster; both must agree with `keep`.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def keep(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
+        """Say which pairs are kept.
+
+        Args:
+            q: int64 [nq, 3], coordinates (frame, row, column) of queries.
+            k: int64 [nk, 3], coordinates of keys.
+            grid: (frames, height, width), in tokens.
+
+        Returns:
+            bool [nq, nk].
+
+        Raises:
+            ValueError: the pattern does not fit the grid.
+        """
+
+    def factors(self, grid: Grid) -> tuple[Factor, ...] | None:
+        """Return the pattern as a product of small tables, or None where it is not separable.
+
+        Args:
+            grid: (frames, height, width), in tokens.
+
+        Raises:
+            ValueError: the pattern does not fit the grid.
+        """
+        return None
+
+    def cover(self, q: Tensor, k: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Bound what is kept between blocks of tokens.
+
+        Args:
+            q: int64 [n_q, block_q], row-major indices of the tokens in each query block; -1 is padding.
+            k: int64 [n_k, block_k], the same for keys.
+            grid: (frames, height, width), in tokens.
+
+        Returns:
+            ``some, every``, bool [n_q, n_k]: where ``some`` is false no pair is kept; where ``every`` is true all
+            pairs of real tokens are.
+
+        Raises:
+            ValueError: the pattern does not fit the grid.
+        """
+        some = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device)
+        every = some.clone()
+        factors = self.factors(grid)
+        if factors is None:
+            return some, ~every
+        for code, table in factors:
+            code, table = code.to(q.device), table.to(q.device)
+            q_has, k_has = presence(q, code, len(table)), presence(k, code, len(table))
+            some &= (q_has @ table.to(q_has) @ k_has.T) > 0
+            every &= (q_has @ (~table).to(q_has) @ k_has.T) == 0
+        return some, every
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return name and fields as JSON values; `visparse.patterns.pattern_from_dict` reads them back."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {"name": self.name} | {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+    @classmethod
+    def from_dict(cls: type[P], data: Mapping[str, Any]) -> P:
+        """Build this pattern from what `to_dict` gave.
+
+        Args:
+            data: fields, and ``name`` if it is there.
+
+        Raises:
+            ValueError: an unknown key, the name of another pattern, or a bad value.
+            TypeError: a value of the wrong type, or a required field is missing.
+        """
+        values = dict(data)
+        name = values.pop("name", cls.name)
+        if name != cls.name:
+            raise ValueError(f"name: wanted {cls.name!r}, got {name!r}; read it with pattern_from_dict")
+        known = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ValueError(f"pattern {cls.name!r}: unknown key {key!r}; {nearest(key, known)}")
+        return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+
+def nearest(word: str, known: list[str]) -> str:
+    """Say which known word is nearest to an unknown one, and which there are."""
+    close = get_close_matches(word, known, n=1, cutoff=0.4)
+    listed = "there are no keys" if not known else f"known: {', '.join(known)}"
+    return f"did you mean {close[0]!r}? ({listed})" if close else listed
+
+
+def presence(blocks: Tensor, code: Tensor, codes: int) -> Tensor:
+    """Say which codes occur in which blocks.
+
+    Args:
+        blocks: int64 [n, block], row-major indices of tokens; -1 is padding.
+        code: int64 [visual], code of each token.
+        codes: number of codes.
+
+    Returns:
+        fp32 [n, codes], 1 where a real token of the block has the code, else 0.
+    """
+    has = code.new_zeros(len(blocks), codes + 1, dtype=torch.float32)
+    has.scatter_(1, code[blocks.clamp(min=0)].masked_fill(blocks < 0, codes), 1.0)
+    return has[:, :codes]

@@ -1,0 +1,31 @@
+"""Dense: every query sees every key."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from visparse.layout import Grid
+from visparse.patterns.base import Factor, Pattern
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dense(Pattern):
+    """Keep every pair."""
+
+    name: ClassVar[str] = "dense"
+
+    def keep(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
+        """Return True everywhere; see `Pattern.keep`."""
+        return torch.ones(len(q), len(k), dtype=torch.bool, device=q.device)
+
+    def factors(self, grid: Grid) -> tuple[Factor, ...]:
+        """Return no factors: an empty product keeps everything."""
+        return ()
+
+
+if __name__ == "__main__":
+    from visparse.patterns.draw import main
+
+    main("dense")

@@ -1,0 +1,128 @@
+"""Radial: a band around the same place in other frames, thinner the further the frame."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from visparse.layout import Grid
+from visparse.patterns.base import Factor, Pattern, nearest, presence
+from visparse.patterns.radial_blocks import block_map
+
+
+@dataclass(frozen=True, kw_only=True)
+class Radial(Pattern):
+    """Radial attention. The band is one-dimensional: distance of places counted in row-major order inside the frame.
+
+    ``variant="paper"`` is equation 4. With frame distance D, ``g = floor(log2(max(D, 1)))`` and s tokens a frame,
+    places k and l see each other where ``2^g <= s`` and ``|k - l| + 1 <= s / 2^g``, or where ``k = l`` and D is a
+    multiple of ``ceil(2^g / s)``. ``variant="code"`` is the rule of the published program, which keeps or drops whole
+    blocks and keeps about twice as much; see `visparse.patterns.radial_blocks` for it and for what is added to it.
+
+    Args:
+        variant: ``"paper"`` or ``"code"``.
+        decay: factor on the width of the band, only for ``"code"``.
+        sink: whether every query sees the whole first frame.
+        block: tokens per block, only for ``"code"``.
+
+    Raises:
+        TypeError: a value of the wrong type.
+        ValueError: an unknown variant, a decay or block that is not positive, or one that the paper's rule has not.
+
+    Source: Radial Attention, arXiv 2506.19852, equation 4; github.com/mit-han-lab/radial-attention.
+    """
+
+    name: ClassVar[str] = "radial"
+
+    variant: str = "paper"
+    decay: float = 1.0
+    sink: bool = True
+    block: int = 128
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.variant not in ("paper", "code"):
+            raise ValueError(
+                f"variant: wanted 'paper' or 'code', got {self.variant!r}; "
+                f"{nearest(str(self.variant), ['paper', 'code'])}"
+            )
+        for field, kinds in (("decay", (int, float)), ("sink", (bool,)), ("block", (int,))):
+            value = getattr(self, field)
+            if type(value) not in kinds:
+                raise TypeError(f"{field}: wanted {kinds[-1].__name__}, got {type(value).__name__} {value!r}")
+        if not 0 < self.decay < float("inf"):
+            raise ValueError(f"decay: wanted a positive finite number, got {self.decay}; 1.0 leaves the width as it is")
+        if self.block < 1:
+            raise ValueError(f"block: wanted at least 1 token, got {self.block}; the published code uses 128")
+        if self.variant == "paper" and (self.decay, self.block) != (1.0, 128):
+            raise ValueError(
+                f"decay, block: the paper's rule has neither, got {self.decay} and {self.block}; "
+                "leave them out or use variant='code'"
+            )
+
+    def keep(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
+        """Say which pairs are kept; see `Pattern.keep`."""
+        q_place, k_place = (at[:, 1] * grid[2] + at[:, 2] for at in (q, k))
+        if self.variant == "code":
+            frame = grid[1] * grid[2]
+            blocks = block_map(grid, float(self.decay), self.sink, self.block).to(q.device)
+            rows = blocks[(q[:, 0] * frame + q_place) // self.block]
+            return rows[:, (k[:, 0] * frame + k_place) // self.block]
+        reach = _reach(grid, self.sink).to(q.device)[q[:, 0]][:, k[:, 0]]
+        return (q_place[:, None] - k_place[None]).abs() <= reach
+
+    def factors(self, grid: Grid) -> tuple[Factor, ...] | None:
+        """Return the block map of the published code; the paper's rule is not separable."""
+        if self.variant == "paper":
+            return None
+        blocks = block_map(grid, float(self.decay), self.sink, self.block)
+        return (Factor(torch.arange(prod(grid)) // self.block, blocks),)
+
+    def cover(self, q: Tensor, k: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Bound the kept pairs of blocks by their frames and ranges of places; see `Pattern.cover`."""
+        if self.variant == "code":
+            return super().cover(q, k, grid)
+        reach = _reach(grid, self.sink).to(q.device)
+        (q_set, q_which, q_low, q_high), (k_set, k_which, k_low, k_high) = (_extent(blocks, grid) for blocks in (q, k))
+        # Furthest and shortest reach between the frames of two blocks, once per pair of distinct sets of frames.
+        pairs = q_set[:, None, :, None] & k_set[None, :, None, :]
+        furthest = reach.where(pairs, reach.new_tensor(-1)).amax((2, 3))[q_which][:, k_which]
+        shortest = reach.where(pairs, reach.new_tensor(prod(grid))).amin((2, 3))[q_which][:, k_which]
+        ahead, behind = k_high - q_low[:, None], q_high[:, None] - k_low
+        apart = torch.maximum(k_low - q_high[:, None], q_low[:, None] - k_high).clamp(min=0)
+        return apart <= furthest, torch.maximum(ahead, behind) <= shortest
+
+
+@lru_cache(maxsize=32)
+def _reach(grid: Grid, sink: bool) -> Tensor:
+    """Largest |k - l| that the paper's rule keeps between two frames, -1 for none: int64 [frames, frames]."""
+    frame = grid[1] * grid[2]
+    reach = []
+    for distance in range(grid[0]):
+        width = 1 << (max(distance, 1).bit_length() - 1)
+        aligned = 0 if distance % -(-width // frame) == 0 else -1
+        reach.append(max(frame // width - 1, aligned))
+    at = torch.arange(grid[0])
+    table = torch.tensor(reach)[(at[:, None] - at[None]).abs()]
+    if sink:
+        table[:, 0] = frame - 1
+    return table
+
+
+def _extent(blocks: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Distinct sets of frames bool [sets, frames], which set each block has, its first and its last place."""
+    frame = grid[1] * grid[2]
+    tokens = torch.arange(prod(grid), device=blocks.device)
+    has = presence(blocks, tokens // frame, grid[0]).bool()
+    sets, which = torch.unique(has, dim=0, return_inverse=True)
+    place, padding = blocks % frame, blocks < 0
+    return sets, which, place.masked_fill(padding, frame).amin(1), place.masked_fill(padding, -1).amax(1)
+
+
+if __name__ == "__main__":
+    from visparse.patterns.draw import main
+
+    main("radial")

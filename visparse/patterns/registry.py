@@ -1,0 +1,33 @@
+"""Patterns by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from visparse.patterns.base import Pattern, nearest
+from visparse.patterns.dense import Dense
+from visparse.patterns.neighborhood import Neighborhood
+from visparse.patterns.radial import Radial
+from visparse.patterns.skip import Skip
+
+PATTERNS: dict[str, type[Pattern]] = {cls.name: cls for cls in (Dense, Skip, Neighborhood, Radial)}
+
+
+def pattern_from_dict(data: Mapping[str, Any]) -> Pattern:
+    """Build a pattern from what `Pattern.to_dict` gave.
+
+    Args:
+        data: ``name`` and the fields of that pattern, as JSON values.
+
+    Returns:
+        The pattern.
+
+    Raises:
+        ValueError: no name, an unknown name or key (the error says which is nearest), or a bad value.
+        TypeError: a value of the wrong type, or a required field is missing.
+    """
+    name = data.get("name")
+    if not isinstance(name, str):
+        raise ValueError(f"name: wanted the name of a pattern, got {name!r}; known: {', '.join(PATTERNS)}")
+    if name not in PATTERNS:
+        raise ValueError(f"name: unknown pattern {name!r}; {nearest(name, list(PATTERNS))}")
+    return PATTERNS[name].from_dict(data)
