@@ -31,7 +31,8 @@ def sparsify(
         target: a diffusers pipeline (each of its denoisers that visparse knows is served), or a denoiser.
         plan: name of a preset (`"dense"`, `"radial"`, `"neighborhood"`), path of a plan file or of a folder that holds
             `visparse_plan.json`, or a `SparsePlan`.
-        strict: raise where a layer or call cannot be served. Else it runs dense, with a warning and a line in the report.
+        strict: raise where a layer or call cannot be served. Else it runs dense, with a warning and a reported
+            reason.
         overrides: `dense_steps`, `dense_layers` (see `SparsePlan`); `impl`, `block_q`, `block_k`, `order`, `timing`
             (see `visparse.router.Settings`); or parameters of the plan's pattern, such as `window` or `decay`.
 

@@ -40,15 +40,16 @@ def radial() -> SparsePlan:
 def neighborhood() -> SparsePlan:
     """Generalized neighborhood attention as published for HunyuanVideo at 91 % sparsity.
 
-    Window 18 x 24 x 24 and stride 16 x 8 x 8 of a grid of 30 x 48 x 80, the first 15 of 50 steps dense. Window and
-    stride are kept as shares of each axis, so that the plan fits any grid.
+    Window 18 x 24 x 24 and stride 16 x 8 x 8 of a grid of 30 x 48 x 80, the first 15 of 50 steps dense. Both are kept
+    as shares of each axis in multiples of 2 x 8 x 8, so that the plan fits any grid and stays aligned with blocks; on the
+    published grid they are the published numbers.
 
     Source: Generalized Neighborhood Attention, arXiv 2504.16922, HunyuanVideo end to end.
     """
     entry = {
         "name": "neighborhood",
-        "window": ["60%", "50%", "30%"],
-        "stride": ["53.34%", "16.67%", "10%"],
+        "window": ["60%/2", "50%/8", "30%/8"],
+        "stride": ["53%/2", "17%/8", "10%/8"],
     }
     return SparsePlan(
         name="neighborhood",

@@ -98,8 +98,8 @@ class ModelReport:
         if self.ceiling is None or self.ceiling >= _POOR_CEILING or self.block_density is None:
             return None
         return (
-            f"little to gain at this size: self-attention takes {self.attention_share:.0%} of a dense step, so this plan can "
-            f"make the denoiser at most {self.ceiling:.2f} times faster"
+            f"little to gain at this size: self-attention takes {self.attention_share:.0%} of a dense step, so this "
+            f"plan can make the denoiser at most {self.ceiling:.2f} times faster"
         )
 
 
@@ -239,11 +239,7 @@ def _table(model: ModelReport) -> str:
     if model.steps is not None:
         lines.append(f"  {model.steps} steps, the first {model.dense_steps} dense (step from the {model.step_source})")
     lines.append(f"  {'layer':>5}  {'state':<10}  {'density':>8}  {'blocks':>8}  {'sparse':>7}  {'dense':>7}  why")
-    lines += [
-        f"  {x.layer:>5}  {x.state:<10}  {_percent(x.density):>8}  {_percent(x.block_density):>8}  {x.sparse_calls:>7}  "
-        f"{x.dense_calls:>7}  {x.why or ''}".rstrip()
-        for x in model.layers
-    ]
+    lines += [_row(layer) for layer in model.layers]
     for x in model.layers:
         lines += [
             f"  layer {x.layer}: {count} calls ran dense against the plan: {why}" for why, count in x.fallbacks.items()
@@ -253,13 +249,19 @@ def _table(model: ModelReport) -> str:
     if model.ceiling is not None:
         lines.append(
             f"  attention is {_percent(model.attention_share)} of a dense step; ceiling {model.ceiling:.2f}x, "
-            f"measured {model.speedup:.2f}x, efficiency {'-' if model.efficiency is None else format(model.efficiency, '.2f')}"
+            f"measured {model.speedup:.2f}x"
+            + ("" if model.efficiency is None else f", efficiency {model.efficiency:.2f}")
         )
     elif model.denoiser_seconds is not None:
         lines.append("  ceiling: not known, no dense call was timed; use dense_steps=1 or more once")
     if model.warning:
         lines.append(f"  warning: {model.warning}")
     return "\n".join(lines)
+
+
+def _row(x: LayerReport) -> str:
+    numbers = f"{_percent(x.density):>8}  {_percent(x.block_density):>8}  {x.sparse_calls:>7}  {x.dense_calls:>7}"
+    return f"  {x.layer:>5}  {x.state:<10}  {numbers}  {x.why or ''}".rstrip()
 
 
 def _percent(value: float | None) -> str:

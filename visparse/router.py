@@ -29,7 +29,7 @@ class Settings:
         block_q, block_k: block sizes in slots; None: what the kernels prefer on the device.
         order: token order: "auto", "row-major" or a tile (frames, height, width).
         strict: raise where a layer or call cannot be served, instead of running it dense with a recorded reason.
-        timing: measure time in attention on CUDA too, which waits for the device at each call. On CPU it is always measured.
+        timing: measure time in attention on CUDA too, which waits for the device at each call. On CPU it is always on.
     """
 
     impl: str = "auto"
@@ -72,7 +72,8 @@ class Router:
 
         Args:
             layout: of the tokens that its self-attention sees.
-            timestep: the denoiser's timestep argument; read only where the plan needs the step and nothing else gives it.
+            timestep: the denoiser's timestep argument; read only where the plan needs the step and nothing else
+                gives it.
             device: of its inputs.
 
         Raises:
@@ -81,8 +82,8 @@ class Router:
         if torch.compiler.is_compiling():
             if self.plan.needs_steps and not self.clock.given:
                 raise RuntimeError(
-                    "the plan depends on the step, which a compiled denoiser cannot tell here; compile first and sparsify "
-                    "the compiled denoiser, or use a plan with dense_steps=0"
+                    "the plan depends on the step, which a compiled denoiser cannot tell here; compile first and "
+                    "sparsify the compiled denoiser, or use a plan with dense_steps=0"
                 )
             self.traced = layout
             return
@@ -175,7 +176,7 @@ class Router:
         return self.plan.grids is None or layout.grid in self.plan.grids
 
     def now(self, device: torch.device) -> float | None:
-        """The time in seconds once the device's work is done; None where that would have to wait and `timing` is off."""
+        """Seconds on the clock once the device's work is done; None on an accelerator where `timing` is off."""
         if device.type != "cpu":
             if not self.settings.timing:
                 return None
@@ -221,10 +222,7 @@ class LayerRoute:
             router.refuse(reason)
         counted = not torch.compiler.is_compiling()
         started = router.now(q.device) if counted else None
-        if lists is None or reason is not None:
-            out = dense()
-        else:
-            out = self._sparse(call, lists, heads_first)
+        out = dense() if lists is None or reason is not None else self._sparse(call, lists, heads_first)
         if counted:
             seconds = 0.0 if started is None else (router.now(q.device) or started) - started
             self._count(lists is not None and reason is None, reason, seconds)

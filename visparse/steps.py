@@ -2,9 +2,10 @@
 
 Two sources, in this order:
 
-1. The pipeline's cache context (`model.cache_context("cond", step_index=i, num_inference_steps=n)`), where it gives a step.
-2. The `timestep` argument of the denoiser: the step goes on when it falls, a new run begins when it rises. This reads one
-   number from the device, so it is done only where the first source is silent.
+1. The pipeline's cache context (`model.cache_context("cond", step_index=i, num_inference_steps=n)`), where it gives a
+   step.
+2. The `timestep` argument of the denoiser: the step goes on when it falls, a new run begins when it rises. This reads
+   one number from the device, so it is done only where the first source is silent and the plan needs the step.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Patterns as plans hold them: a pattern's JSON form, whose lengths may be percentages of the grid.
+"""Patterns as plans hold them: a pattern's JSON form, whose lengths may be shares of the grid.
 
-`{"name": "neighborhood", "window": ["60%", "50%", "30%"]}` becomes a `Neighborhood` once the grid is known. A percentage
-turns into `percentage * axis`, rounded to the nearest whole token (half up), at least 1. So one plan serves every grid.
+`{"name": "neighborhood", "window": ["60%/2", "50%/8", "30%/8"]}` becomes a `Neighborhood` once the grid is known, so
+one plan serves every grid. `"30%/8"` is 30 % of the axis, rounded to the nearest multiple of 8 (half up), at least 8, but
+never more than the axis; `"30%"` means `"30%/1"`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 from visparse.patterns import Pattern, pattern_from_dict
 
-_PERCENT = re.compile(r"^\d+(\.\d+)?%$")
+_SHARE = re.compile(r"^(\d+(?:\.\d+)?)%(?:/([1-9]\d*))?$")
 _PROBE = (100, 100, 100)
 
 
@@ -23,23 +24,23 @@ class PatternTemplate:
     """A pattern that may wait for its grid.
 
     Args:
-        entry: the pattern's JSON form (`Pattern.to_dict`); a length on the three axes may be a percentage string.
+        entry: the pattern's JSON form (`Pattern.to_dict`); a length on the three axes may be a share such as `"30%"`.
     """
 
     entry: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        """Check the entry by building the pattern for a grid of 100 x 100 x 100 if it has percentages."""
+        """Check the entry by building the pattern for a grid of 100 x 100 x 100."""
         object.__setattr__(self, "entry", {key: _jsonable(value) for key, value in self.entry.items()})
         for key, value in self.entry.items():
             for item in value if isinstance(value, list) else [value]:
-                share = isinstance(item, str) and item.endswith("%")
-                if share and not (isinstance(value, list) and len(value) == 3):
-                    raise ValueError(
-                        f"{key}: percentages come as a list of three (frames, height, width), got {value!r}"
-                    )
-                if share and not (_PERCENT.match(item) and 0 < float(item[:-1]) <= 100):
-                    raise ValueError(f"{key}: a percentage must be above 0% and at most 100%, got {item!r}")
+                if not isinstance(item, str) or "%" not in item:
+                    continue
+                match = _SHARE.match(item)
+                if match is None or not 0 < float(match[1]) <= 100:
+                    raise ValueError(f"{key}: a share of an axis looks like '30%' or '30%/8', up to 100%; got {item!r}")
+                if not isinstance(value, list) or len(value) != 3:
+                    raise ValueError(f"{key}: shares come as a list of three (frames, height, width), got {value!r}")
         self.resolve(_PROBE)
 
     @classmethod
@@ -103,6 +104,8 @@ def _resolved(value: Any, grid: tuple[int, int, int]) -> Any:
 
 
 def _length(item: Any, axis: int) -> Any:
-    if isinstance(item, str) and _PERCENT.match(item):
-        return max(1, math.floor(float(item[:-1]) / 100 * axis + 0.5))
-    return item
+    match = _SHARE.match(item) if isinstance(item, str) else None
+    if match is None:
+        return item
+    unit = int(match[2] or 1)
+    return min(axis, unit * max(1, math.floor(float(match[1]) / 100 * axis / unit + 0.5)))
