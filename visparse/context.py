@@ -50,6 +50,20 @@ class ContextHook(ModelHook):
         return module
 
 
+class ContextRegistry(HookRegistry):
+    """The registry of the empty child module; diffusers' own cannot be pickled once it holds a hook."""
+
+    def __init__(self, clock: Clock) -> None:
+        """Hold one `ContextHook` for `clock`."""
+        super().__init__(torch.nn.Identity())
+        self.clock = clock
+        self.register_hook(ContextHook(clock), _NAME)
+
+    def __reduce__(self) -> tuple[type[ContextRegistry], tuple[Clock]]:
+        """Copy and pickle as the clock alone."""
+        return ContextRegistry, (self.clock,)
+
+
 def listen(model: torch.nn.Module, clock: Clock) -> None:
     """Let `clock` hear the cache contexts of `model`; does nothing for a model that has none.
 
@@ -60,7 +74,7 @@ def listen(model: torch.nn.Module, clock: Clock) -> None:
     if not hasattr(model, "cache_context"):
         return
     child = torch.nn.Identity()
-    HookRegistry.check_if_exists_or_initialize(child).register_hook(ContextHook(clock), _NAME)
+    child._diffusers_hook = ContextRegistry(clock)
     setattr(model, CHILD, child)
     _forget_cached_children(model)
 

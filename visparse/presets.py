@@ -41,8 +41,8 @@ def neighborhood() -> SparsePlan:
     """Generalized neighborhood attention as published for HunyuanVideo at 91 % sparsity.
 
     Window 18 x 24 x 24 and stride 16 x 8 x 8 of a grid of 30 x 48 x 80, the first 15 of 50 steps dense. Both are kept
-    as shares of each axis in multiples of 2 x 8 x 8, so that the plan fits any grid and stays aligned with blocks; on the
-    published grid they are the published numbers.
+    as shares of each axis in multiples of 2 x 8 x 8, so that the plan fits any grid and stays aligned with blocks; on
+    the published grid they are the published numbers.
 
     Source: Generalized Neighborhood Attention, arXiv 2504.16922, HunyuanVideo end to end.
     """

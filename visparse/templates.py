@@ -1,8 +1,8 @@
 """Patterns as plans hold them: a pattern's JSON form, whose lengths may be shares of the grid.
 
 `{"name": "neighborhood", "window": ["60%/2", "50%/8", "30%/8"]}` becomes a `Neighborhood` once the grid is known, so
-one plan serves every grid. `"30%/8"` is 30 % of the axis, rounded to the nearest multiple of 8 (half up), at least 8, but
-never more than the axis; `"30%"` means `"30%/1"`.
+one plan serves every grid. `"30%/8"` is 30 % of the axis, rounded to the nearest multiple of 8 (half up), at least 8,
+but never more than the axis; `"30%"` means `"30%/1"`.
 """
 
 from __future__ import annotations
