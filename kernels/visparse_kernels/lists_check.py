@@ -62,7 +62,7 @@ def check_shapes(lists: "BlockLists") -> None:
     if n_rows < 0 or n_rows % n_q or lists.partial_offsets.shape[0] != n_rows + 1:
         raise ValueError(
             f"full_offsets, partial_offsets: wanted groups * {n_q} + 1 elements in both, got "
-            f"{lists.full_offsets.shape[0]} and {lists.partial_offsets.shape[0]}; give one row per group and query block"
+            f"{lists.full_offsets.shape[0]} and {lists.partial_offsets.shape[0]}; give a row per group and query block"
         )
     groups = n_rows // n_q
     for name in ("q_order", "k_order"):

@@ -1,0 +1,1 @@
+"""Block-sparse attention: one operator, three implementations."""

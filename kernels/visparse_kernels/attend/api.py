@@ -1,0 +1,199 @@
+"""`attend`: argument checks, choice of the implementation, registration as a PyTorch operator."""
+
+import math
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from visparse_kernels import env
+from visparse_kernels.attend import cpu_impl, reference, triton_impl
+from visparse_kernels.attend.checks import check_arguments, check_finite
+from visparse_kernels.lists import BlockLists
+
+# in the order in which "auto" tries them
+_CANDIDATES: dict[str, ModuleType] = {"triton": triton_impl, "cpu": cpu_impl, "reference": reference}
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lists: BlockLists,
+    *,
+    scale: float | None = None,
+    key_bias: Tensor | None = None,
+    return_lse: bool = False,
+    impl: str = "auto",
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attention in which every head sees only the keys that its block lists keep.
+
+    Inference only. A query that sees nothing gives 0 and a log-sum-exp of -inf. The inputs may have any strides; where
+    the last axis is not contiguous, a contiguous copy is made. A non-finite key or value may reach every query that
+    visits its block; a non-finite query reaches no other query. Inputs are not searched for NaN, unless the
+    environment variable VISPARSE_CHECK is 1.
+
+    Args:
+        q: [B, Sq, H, D], fp16, bf16 or fp32 (``reference`` also fp64); D a multiple of 8 up to 256.
+        k: [B, Sk, H, D], dtype and device of q.
+        v: [B, Sk, H, D], dtype and device of q.
+        lists: which key blocks each query block visits, on the device of q.
+        scale: factor of the logits, positive; None means 1 / sqrt(D).
+        key_bias: [B or 1, H or 1, Sk], any float dtype, added to the scaled logits; -inf hides a key.
+        return_lse: also return the log-sum-exp, for `visparse_kernels.merge`.
+        impl: ``"reference"``, ``"cpu"``, ``"triton"``, or ``"auto"``: what the variable VISPARSE_IMPL names, else
+            the first of triton, cpu and reference that can serve the case. Asked for by name there is no fallback.
+
+    Returns:
+        ``out [B, Sq, H, D]``, contiguous, dtype of q; with ``return_lse`` also ``lse [B, H, Sq]``, fp32 (fp64 for fp64
+        inputs), natural logarithm.
+
+    Raises:
+        ValueError: shapes, devices or sizes do not fit; an input requires grad; or no implementation serves the case.
+        TypeError: an argument has the wrong type or dtype.
+    """
+    check_arguments(q, k, v, lists, scale, key_bias, impl)
+    out, lse = attend_op(
+        q,
+        k,
+        v,
+        key_bias,
+        lists.head_group,
+        lists.q_order,
+        lists.k_order,
+        lists.full_offsets,
+        lists.full_indices,
+        lists.partial_offsets,
+        lists.partial_indices,
+        lists.partial_tiles,
+        lists.tiles,
+        lists.block_q,
+        lists.block_k,
+        1.0 / math.sqrt(q.shape[-1]) if scale is None else scale,
+        impl,
+    )
+    return (out, lse) if return_lse else out
+
+
+def explain(q: Tensor, lists: BlockLists) -> list[tuple[str, bool, str]]:
+    """List every implementation for a case, in the order in which ``impl="auto"`` tries them.
+
+    Args:
+        q: [B, Sq, H, D], the queries of the case.
+        lists: its block lists.
+
+    Returns:
+        ``(name, usable, reason)`` for each; the reason says why it cannot be used, or that it can.
+    """
+    reasons = {name: _reason(name, q, lists) for name in _CANDIDATES}
+    return [(name, reason is None, reason or "can serve this case") for name, reason in reasons.items()]
+
+
+def choose(q: Tensor, lists: BlockLists, impl: str = "auto") -> str:
+    """Return the name of the implementation that `attend` uses for a case.
+
+    Args:
+        q: [B, Sq, H, D], the queries of the case.
+        lists: its block lists.
+        impl: as in `attend`.
+
+    Raises:
+        ValueError: the named implementation cannot serve the case; the text lists all of them with their reasons.
+    """
+    name = env.impl_from_env() if impl == "auto" else impl
+    if name == "auto":
+        return next(candidate for candidate, usable, _ in explain(q, lists) if usable)
+    if _reason(name, q, lists) is not None:
+        every = "; ".join(f"{n}: {reason}" for n, _, reason in explain(q, lists))
+        raise ValueError(f"impl: {name!r} cannot serve this case; choose another or impl='auto' ({every})")
+    return name
+
+
+def preferred_blocks(device: torch.device | str, head_dim: int) -> tuple[int, int]:
+    """Return the block sizes that run fastest.
+
+    Args:
+        device: where attention will run.
+        head_dim: size of a head.
+
+    Returns:
+        ``(block_q, block_k)`` in slots. On the CPU a block of 256 queries feeds the matrix product well and fine key
+        blocks cost nothing, since keys are gathered one by one. On CUDA 128 x 64 keeps scores and values in registers
+        (64 x 64 above a head size of 128).
+    """
+    if torch.device(device).type == "cpu":
+        return 256, 32
+    return (128, 64) if head_dim <= 128 else (64, 64)
+
+
+def _reason(name: str, q: Tensor, lists: BlockLists) -> str | None:
+    reason: str | None = _CANDIDATES[name].can_run(q.device, q.dtype, q.shape[-1], lists.block_q, lists.block_k)
+    return reason
+
+
+@torch.library.custom_op("visparse::attend", mutates_args=())
+def attend_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_bias: Tensor | None,
+    head_group: Tensor,
+    q_order: Tensor,
+    k_order: Tensor,
+    full_offsets: Tensor,
+    full_indices: Tensor,
+    partial_offsets: Tensor,
+    partial_indices: Tensor,
+    partial_tiles: Tensor,
+    tiles: Tensor,
+    block_q: int,
+    block_k: int,
+    scale: float,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    """`attend` in tensors and numbers, as PyTorch's dispatcher and compiler see it."""
+    lists = BlockLists(
+        q_len=q.shape[1],
+        k_len=k.shape[1],
+        block_q=block_q,
+        block_k=block_k,
+        head_group=head_group,
+        q_order=q_order,
+        k_order=k_order,
+        full_offsets=full_offsets,
+        full_indices=full_indices,
+        partial_offsets=partial_offsets,
+        partial_indices=partial_indices,
+        partial_tiles=partial_tiles,
+        tiles=tiles,
+    )
+    if env.check_inputs():
+        check_finite(q=q, k=k, v=v)
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    result: tuple[Tensor, Tensor] = _CANDIDATES[choose(q, lists, impl)].run(q, k, v, lists, scale, key_bias)
+    return result
+
+
+@attend_op.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    key_bias: Tensor | None,
+    head_group: Tensor,
+    q_order: Tensor,
+    k_order: Tensor,
+    full_offsets: Tensor,
+    full_indices: Tensor,
+    partial_offsets: Tensor,
+    partial_indices: Tensor,
+    partial_tiles: Tensor,
+    tiles: Tensor,
+    block_q: int,
+    block_k: int,
+    scale: float,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    batch, q_len, heads, _ = q.shape
+    lse_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+    return q.new_empty(q.shape), q.new_empty((batch, heads, q_len), dtype=lse_dtype)
