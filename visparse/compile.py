@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from visparse.compile_bits import block_bits, dedupe, real_bits
+from visparse.compile_bits import block_bits, dedupe, first_of, real_bits
 from visparse.layout import Layout
 from visparse.order import Order, Tile, choose_order, order_table, visual_blocks
 from visparse.patterns.base import Pattern
@@ -75,6 +75,9 @@ def _parse_order(order: str | Tile | Order) -> Order | None:
     return Order(order, order)
 
 
+_FULL, _UNSEEN = -1, -2  # instead of a tile
+
+
 @lru_cache(maxsize=32)
 def _compile(
     heads: tuple[Pattern, ...], layout: Layout, block_q: int, block_k: int, order: Order | None, device: torch.device
@@ -89,12 +92,12 @@ def _compile(
         group_rows, group_cols, group_tile, group_tiles = _entries(pattern, layout, q, k)
         rows.append(group_rows + group * (len(q) + _extra_blocks(layout, q)))
         cols.append(group_cols)
-        tile.append(torch.where(group_tile < 0, -1, group_tile + first_tile))
+        tile.append(torch.where(group_tile == _FULL, _FULL, group_tile + first_tile))
         tiles.append(group_tiles)
         first_tile += len(group_tiles)
     distinct, index = dedupe(torch.cat(tiles)) if tiles else (None, _none(device))
-    # Slot -1 of the table of new numbers stands for "no tile".
-    renumbered = torch.cat([index, index.new_full((1,), -1)])[torch.cat(tile)]
+    # The last element is reached by _FULL = -1.
+    renumbered = torch.cat([index, index.new_full((1,), _FULL)])[torch.cat(tile)]
     return BlockLists.from_entries(
         q_len=layout.tokens,
         k_len=layout.tokens,
@@ -118,27 +121,46 @@ def _entries(pattern: Pattern, layout: Layout, q: Tensor, k: Tensor) -> tuple[Te
     )
     full[: len(q), : len(k)] = every
     full_rows, full_cols = full.nonzero(as_tuple=True)
-    rows, cols, tile, tiles = [full_rows], [full_cols], [torch.full_like(full_rows, -1)], []
-    first_tile = 0
+    rows, cols = (some & ~every).nonzero(as_tuple=True)
+    tile, tiles = _judge(pattern, layout, q, k, rows, cols)
+    seen = tile != _UNSEEN
+    return (
+        torch.cat([full_rows, rows[seen]]),
+        torch.cat([full_cols, cols[seen]]),
+        torch.cat([torch.full_like(full_rows, _FULL), tile[seen]]),
+        tiles,
+    )
+
+
+def _judge(pattern: Pattern, layout: Layout, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
+    """Evaluate candidate blocks exactly: int64 [n] tile, `_FULL` or `_UNSEEN` of each, and the tiles."""
+    keys = pattern.alike(q, k, rows, cols, layout.grid)
+    if keys is not None:
+        first, index = first_of(keys)
+        tile, tiles = _judge_each(pattern, layout, q, k, rows[first], cols[first])
+        return tile[index], tiles
+    return _judge_each(pattern, layout, q, k, rows, cols)
+
+
+def _judge_each(
+    pattern: Pattern, layout: Layout, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor
+) -> tuple[Tensor, Tensor]:
     q_real, k_real = real_bits(q, k)
-    for part_rows, part_cols, words in block_bits(pattern, layout.grid, q, k, *(some & ~every).nonzero(as_tuple=True)):
-        wanted = k_real[part_cols][:, None].where(q_real[part_rows][..., None], 0)
-        whole = (words == wanted).flatten(1).all(1)
-        seen = (words != 0).flatten(1).any(1)
-        distinct, index = dedupe(words[seen & ~whole])
-        part_tile = torch.full_like(part_rows, -1)
-        part_tile[seen & ~whole] = index + first_tile
-        rows.append(part_rows[seen])
-        cols.append(part_cols[seen])
-        tile.append(part_tile[seen])
+    tile = torch.full_like(rows, _UNSEEN)
+    tiles = [torch.zeros(0, q.shape[1], k.shape[1] // 32, dtype=torch.int32, device=q.device)]
+    start = first_tile = 0
+    for words in block_bits(pattern, layout.grid, q, k, rows, cols):
+        part = slice(start, start + len(words))
+        whole = k_real[cols[part]][:, None].where(q_real[rows[part]][..., None], 0)
+        full = (words == whole).flatten(1).all(1)
+        masked = (words != 0).flatten(1).any(1) & ~full
+        distinct, index = dedupe(words[masked])
+        tile[part][full] = _FULL
+        tile[part][masked] = index + first_tile
         tiles.append(distinct)
         first_tile += len(distinct)
-    return torch.cat(rows), torch.cat(cols), torch.cat(tile), _cat_tiles(tiles, q, k)
-
-
-def _cat_tiles(tiles: list[Tensor], q: Tensor, k: Tensor) -> Tensor:
-    none = torch.zeros(0, q.shape[1], k.shape[1] // 32, dtype=torch.int32, device=q.device)
-    return torch.cat([none, *tiles])
+        start += len(words)
+    return tile, torch.cat(tiles)
 
 
 def _extra_blocks(layout: Layout, blocks: Tensor) -> int:

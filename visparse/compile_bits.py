@@ -12,10 +12,8 @@ from visparse_kernels.bits import pack_bits
 _CHUNK = 1 << 22  # elements of scratch in one step
 
 
-def block_bits(
-    pattern: Pattern, grid: Grid, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield the masks of candidate blocks, part by part so that memory stays bounded.
+def block_bits(pattern: Pattern, grid: Grid, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor) -> Iterator[Tensor]:
+    """Yield the masks of candidate blocks, in order, part by part so that memory stays bounded.
 
     Args:
         pattern: what is kept.
@@ -26,14 +24,16 @@ def block_bits(
         cols: int64 [n], its key block.
 
     Yields:
-        ``rows [m], cols [m]`` and int32 ``[m, block_q, block_k / 32]``: bit j of word w is key slot 32 w + j; bits of
+        int32 ``[m, block_q, block_k / 32]``, the next m candidates: bit j of word w is key slot 32 w + j; bits of
         padding are 0.
     """
     factors = pattern.factors(grid)
     parts = _by_keep(pattern, grid, q, k, rows, cols) if factors is None else _by_factors(factors, q, k, rows, cols)
-    for part_rows, part_cols, words in parts:
-        words.masked_fill_((q[part_rows] < 0)[..., None], 0)
-        yield part_rows, part_cols, words
+    first = 0
+    for words in parts:
+        words.masked_fill_((q[rows[first : first + len(words)]] < 0)[..., None], 0)
+        first += len(words)
+        yield words
 
 
 def real_bits(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,14 +51,27 @@ def dedupe(tiles: Tensor) -> tuple[Tensor, Tensor]:
         ``distinct`` int32 [m, block_q, words] and ``index`` int64 [n] with ``distinct[index] == tiles``.
     """
     flat = tiles.flatten(1)
-    keys, index = torch.unique(_hash(flat), return_inverse=True)
-    first = torch.full_like(keys, len(flat)).scatter_reduce_(
-        0, index, torch.arange(len(flat), device=flat.device), "amin"
-    )
+    first, index = first_of(_hash(flat))
     if not torch.equal(flat[first][index], flat):  # two tiles with one hash: compare them word by word instead
         distinct, index = torch.unique(flat, dim=0, return_inverse=True)
         return distinct.view(-1, *tiles.shape[1:]), index
     return tiles[first], index
+
+
+def first_of(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the first place of every distinct key.
+
+    Args:
+        keys: int64 [n].
+
+    Returns:
+        ``first`` int64 [m], ascending, and ``index`` int64 [n] with ``keys[first][index] == keys``.
+    """
+    distinct, index = torch.unique(keys, return_inverse=True)
+    places = torch.arange(len(keys), device=keys.device)
+    first = torch.full_like(distinct, len(keys)).scatter_reduce_(0, index, places, "amin")
+    first, by_place = first.sort()
+    return first, by_place.argsort()[index]
 
 
 def _hash(flat: Tensor) -> Tensor:
@@ -68,9 +81,7 @@ def _hash(flat: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _by_factors(
-    factors: tuple[Factor, ...], q: Tensor, k: Tensor, rows: Tensor, cols: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _by_factors(factors: tuple[Factor, ...], q: Tensor, k: Tensor, rows: Tensor, cols: Tensor) -> Iterator[Tensor]:
     """AND the words of all factors; the words depend on the query's code only, so they are packed once per code."""
     real = k >= 0
     tables = []
@@ -86,12 +97,10 @@ def _by_factors(
         bits = torch.full((len(part), q.shape[1], words), -1, dtype=torch.int32, device=q.device)
         for query_code, packed_table in tables:
             bits &= packed_table[query_code[part_rows], part_cols[:, None]]
-        yield part_rows, part_cols, bits
+        yield bits
 
 
-def _by_keep(
-    pattern: Pattern, grid: Grid, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _by_keep(pattern: Pattern, grid: Grid, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor) -> Iterator[Tensor]:
     """Ask the definition, one query block and some of its key blocks at a time."""
     q_at, k_at = coordinates(q.clamp(min=0), grid), coordinates(k.clamp(min=0), grid)
     real = k >= 0
@@ -102,5 +111,4 @@ def _by_keep(
             if len(part) == 0:
                 continue
             kept = pattern.keep(q_at[row], k_at[part].flatten(0, 1), grid) & real[part].flatten()
-            words = pack_bits(kept).view(q.shape[1], len(part), -1).transpose(0, 1).contiguous()
-            yield part.new_full((len(part),), row), part, words
+            yield pack_bits(kept).view(q.shape[1], len(part), -1).transpose(0, 1).contiguous()

@@ -32,8 +32,8 @@ class Factor(NamedTuple):
 class Pattern(ABC):
     """Base of all patterns. A pattern is immutable, hashable and knows no grid until it is asked.
 
-    A subclass is a frozen keyword-only dataclass with a ``name``; `keep` is its definition. It may override `factors`
-    or `cover` to be compiled faster; both must agree with `keep`.
+    A subclass is a frozen keyword-only dataclass with a ``name``; `keep` is its definition. It may override `factors`,
+    `cover` or `alike` to be compiled faster; all must agree with `keep`.
     """
 
     name: ClassVar[str]
@@ -91,6 +91,21 @@ class Pattern(ABC):
             some &= (q_has @ table.to(q_has) @ k_has.T) > 0
             every &= (q_has @ (~table).to(q_has) @ k_has.T) == 0
         return some, every
+
+    def alike(self, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor, grid: Grid) -> Tensor | None:
+        """Number pairs of blocks so that equal numbers mean equal masks, or return None where nothing is known.
+
+        Args:
+            q: int64 [n_q, block_q], row-major indices of the tokens in each query block; -1 is padding.
+            k: int64 [n_k, block_k], the same for keys.
+            rows: int64 [n], query block of each pair.
+            cols: int64 [n], its key block.
+            grid: (frames, height, width), in tokens.
+
+        Returns:
+            int64 [n]. Equal masks may have different numbers.
+        """
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """Return name and fields as JSON values; `visparse.patterns.pattern_from_dict` reads them back."""

@@ -1,7 +1,6 @@
 """Radial: a band around the same place in other frames, thinner the further the frame."""
 
 from dataclasses import dataclass
-from functools import lru_cache
 from math import prod
 from typing import ClassVar
 
@@ -9,7 +8,8 @@ import torch
 from torch import Tensor
 
 from visparse.layout import Grid
-from visparse.patterns.base import Factor, Pattern, nearest, presence
+from visparse.patterns.base import Factor, Pattern, nearest
+from visparse.patterns.radial_band import band_alike, band_cover, reach_table
 from visparse.patterns.radial_blocks import block_map
 
 
@@ -71,7 +71,7 @@ class Radial(Pattern):
             blocks = block_map(grid, float(self.decay), self.sink, self.block).to(q.device)
             rows = blocks[(q[:, 0] * frame + q_place) // self.block]
             return rows[:, (k[:, 0] * frame + k_place) // self.block]
-        reach = _reach(grid, self.sink).to(q.device)[q[:, 0]][:, k[:, 0]]
+        reach = reach_table(grid, self.sink).to(q.device)[q[:, 0]][:, k[:, 0]]
         return (q_place[:, None] - k_place[None]).abs() <= reach
 
     def factors(self, grid: Grid) -> tuple[Factor, ...] | None:
@@ -82,44 +82,12 @@ class Radial(Pattern):
         return (Factor(torch.arange(prod(grid)) // self.block, blocks),)
 
     def cover(self, q: Tensor, k: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Bound the kept pairs of blocks by their frames and ranges of places; see `Pattern.cover`."""
-        if self.variant == "code":
-            return super().cover(q, k, grid)
-        reach = _reach(grid, self.sink).to(q.device)
-        (q_set, q_which, q_low, q_high), (k_set, k_which, k_low, k_high) = (_extent(blocks, grid) for blocks in (q, k))
-        # Furthest and shortest reach between the frames of two blocks, once per pair of distinct sets of frames.
-        pairs = q_set[:, None, :, None] & k_set[None, :, None, :]
-        furthest = reach.where(pairs, reach.new_tensor(-1)).amax((2, 3))[q_which][:, k_which]
-        shortest = reach.where(pairs, reach.new_tensor(prod(grid))).amin((2, 3))[q_which][:, k_which]
-        ahead, behind = k_high - q_low[:, None], q_high[:, None] - k_low
-        apart = torch.maximum(k_low - q_high[:, None], q_low[:, None] - k_high).clamp(min=0)
-        return apart <= furthest, torch.maximum(ahead, behind) <= shortest
+        """Bound what is kept between blocks of tokens; see `Pattern.cover`."""
+        return super().cover(q, k, grid) if self.variant == "code" else band_cover(q, k, grid, self.sink)
 
-
-@lru_cache(maxsize=32)
-def _reach(grid: Grid, sink: bool) -> Tensor:
-    """Largest |k - l| that the paper's rule keeps between two frames, -1 for none: int64 [frames, frames]."""
-    frame = grid[1] * grid[2]
-    reach = []
-    for distance in range(grid[0]):
-        width = 1 << (max(distance, 1).bit_length() - 1)
-        aligned = 0 if distance % -(-width // frame) == 0 else -1
-        reach.append(max(frame // width - 1, aligned))
-    at = torch.arange(grid[0])
-    table = torch.tensor(reach)[(at[:, None] - at[None]).abs()]
-    if sink:
-        table[:, 0] = frame - 1
-    return table
-
-
-def _extent(blocks: Tensor, grid: Grid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Distinct sets of frames bool [sets, frames], which set each block has, its first and its last place."""
-    frame = grid[1] * grid[2]
-    tokens = torch.arange(prod(grid), device=blocks.device)
-    has = presence(blocks, tokens // frame, grid[0]).bool()
-    sets, which = torch.unique(has, dim=0, return_inverse=True)
-    place, padding = blocks % frame, blocks < 0
-    return sets, which, place.masked_fill(padding, frame).amin(1), place.masked_fill(padding, -1).amax(1)
+    def alike(self, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor, grid: Grid) -> Tensor | None:
+        """Number the blocks of the paper's rule by mask; see `Pattern.alike`."""
+        return None if self.variant == "code" else band_alike(q, k, rows, cols, grid, self.sink)
 
 
 if __name__ == "__main__":
