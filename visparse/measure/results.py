@@ -185,7 +185,7 @@ def _check_row(row: object, index: int, kind: str) -> None:
         wanted = None
         if name in _TEXT and not isinstance(value, str):
             wanted = "text"
-        elif name in _COUNT and (not number or value != int(value)):
+        elif name in _COUNT and (not number or not float(value).is_integer()):
             wanted = "a whole number"
         elif name in _NUMBER and not number:
             wanted = "a number"

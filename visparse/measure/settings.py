@@ -19,7 +19,7 @@ class PlanChoice:
 
     Args:
         plan: preset name, or path of a plan file or folder.
-        label: what tables and pages call it; the plan's name where it is None.
+        label: what tables and pages call it; see `name` where it is None.
         overrides: keyword arguments for `visparse.sparsify`.
     """
 
@@ -29,8 +29,8 @@ class PlanChoice:
 
     @property
     def name(self) -> str:
-        """The label, or the plan where there is none."""
-        return self.label or self.plan
+        """The label; without one the preset, or the name of the plan's file without its folder and ending."""
+        return self.label or Path(self.plan).stem
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,12 +65,12 @@ def headline(record: Record) -> list[tuple[str, str]]:
     if sparse:
         best = min(sparse, key=lambda row: row["seconds"])
         figures.append((times(best["speedup"]), f"{best['label']}, end to end, against dense"))
-        figures.append((_psnr_short(best), f"PSNR of {best['label']} against dense"))
+        figures.append((_psnr_short(best), f"{best['label']} against dense, PSNR"))
     if "fewer-steps" in by_plan:
         fewer = by_plan["fewer-steps"]
-        figures.append((_psnr_short(fewer), f"PSNR of {fewer['label']}, in about the same time"))
+        figures.append((_psnr_short(fewer), f"{fewer['label']} against dense, PSNR, in about the same time"))
     if "floor" in by_plan:
-        figures.append((_psnr_short(by_plan["floor"]), "PSNR of dense against dense: the floor of rounding"))
+        figures.append((_psnr_short(by_plan["floor"]), "dense against dense, PSNR: the floor of rounding"))
     return figures
 
 
