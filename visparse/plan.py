@@ -155,15 +155,17 @@ class SparsePlan:
         return math.floor(self.dense_steps * total + 0.5)
 
     def stage(self, step: int, total: int | None) -> int:
-        """The first step of the stretch of steps around `step` in which nothing in the plan changes."""
+        """The stretch of equal steps that a step lies in: -1 for the dense steps, else the stretch's first step."""
+        if step < self.first_sparse_step(total):
+            return -1
         return max(mark for mark in self._marks(total) if mark <= step)
 
     def last_stage(self, total: int | None) -> int:
-        """The step from which on nothing in the plan changes any more."""
+        """The stage from which on nothing in the plan changes any more."""
         return max(self._marks(total))
 
     def _marks(self, total: int | None) -> set[int]:
-        return {0, self.first_sparse_step(total)}.union(*(edges(rule.steps) for rule in self.assignment))
+        return {self.first_sparse_step(total)}.union(*(edges(rule.steps) for rule in self.assignment))
 
     def is_dense_layer(self, layer: int) -> bool:
         """Whether a layer is dense at all steps, by `dense_layers`."""
@@ -171,23 +173,22 @@ class SparsePlan:
             return layer < self.dense_layers
         return selects(self.dense_layers, layer)
 
-    def names(self, layer: int, heads: int, step: int, total: int | None) -> tuple[str, ...] | None:
-        """Table names of the patterns of one layer's heads at one step; None where the whole layer is dense.
+    def names(self, layer: int, heads: int, stage: int) -> tuple[str, ...] | None:
+        """Table names of the patterns of one layer's heads; None where the whole layer is dense.
 
         Args:
             layer: index of the layer.
             heads: number of heads.
-            step: index of the step.
-            total: number of steps of the run, None where it is not known.
+            stage: from `stage`.
 
         Returns:
             One name per head, or None: a dense step, a dense layer, or the dense pattern for every head.
         """
-        if self.is_dense_layer(layer) or step < self.first_sparse_step(total):
+        if stage < 0 or self.is_dense_layer(layer):
             return None
         names = [self.default] * heads
         for rule in self.assignment:
-            if selects(rule.layers, layer) and selects(rule.steps, step):
+            if selects(rule.layers, layer) and selects(rule.steps, stage):
                 names = [rule.pattern if selects(rule.heads, head) else name for head, name in enumerate(names)]
         return None if all(self.patterns[name].is_dense for name in names) else tuple(names)
 

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from visparse.layout import Layout
 from visparse.plan import SparsePlan
+from visparse_kernels import BlockLists, choose, explain
 
 if TYPE_CHECKING:
     from visparse.router import LayerRoute, Router
     from visparse.session import Session
-    from visparse_kernels import BlockLists
 
 _POOR_CEILING = 1.1
 
@@ -53,7 +55,8 @@ class ModelReport:
         dense_steps: dense steps at its start; None where not known.
         runs: runs seen since `sparsify`; 0 where nothing tells runs apart.
         step_source: "cache context", "timestep" or None.
-        impl: how `attend` is served, and why.
+        impl: implementation of `attend` that serves the sparse layers; None where there is none.
+        impl_reasons: candidate -> why it can or cannot serve them.
         denoiser_seconds: time in the denoiser; None where it was not measured.
         attention_seconds: time in its self-attention; None where it was not measured.
         list_seconds: time spent on making block lists.
@@ -72,7 +75,8 @@ class ModelReport:
     dense_steps: int | None
     runs: int
     step_source: str | None
-    impl: str
+    impl: str | None
+    impl_reasons: dict[str, str]
     denoiser_seconds: float | None
     attention_seconds: float | None
     list_seconds: float
@@ -140,6 +144,7 @@ def _model_report(name: str, session: Session, grid: tuple[int, int, int] | None
     layout = router.layout if grid is None else Layout(grid=grid)
     lists = _preview(session, layout) if grid is not None and layout is not None else [r.lists for r in router.routes]
     densities = {id(entry): (entry.density, entry.block_density) for entry in lists if entry is not None}
+    impl, reasons = _impl(session, lists)
     layers = tuple(
         _layer_report(route, entry, densities, layout is not None)
         for route, entry in zip(router.routes, lists, strict=True)
@@ -153,7 +158,8 @@ def _model_report(name: str, session: Session, grid: tuple[int, int, int] | None
         dense_steps=_dense_steps(router),
         runs=clock.runs,
         step_source=clock.source,
-        impl=_impl(session, lists),
+        impl=impl,
+        impl_reasons=reasons,
         list_seconds=router.list_seconds,
         layers=layers,
         **_times(router, layers),
@@ -166,7 +172,7 @@ def _preview(session: Session, layout: Layout) -> list[BlockLists | None]:
     device = next(session.module.parameters()).device
     total = router.clock.total or 1
     stage = router.plan.last_stage(total)
-    return [router.layer_lists(layer, layout, stage, device, total) for layer in range(router.model.layers)]
+    return [router.layer_lists(layer, layout, stage, device) for layer in range(router.model.layers)]
 
 
 def _layer_report(
@@ -203,8 +209,14 @@ def _dense_steps(router: Router) -> int | None:
         return None
 
 
-def _impl(session: Session, lists: list[BlockLists | None]) -> str:
-    return session.router.settings.impl
+def _impl(session: Session, lists: list[BlockLists | None]) -> tuple[str | None, dict[str, str]]:
+    """The implementation that serves the sparse layers, and every candidate's reason."""
+    sparse = next((entry for entry in lists if entry is not None), None)
+    if sparse is None:
+        return None, {}
+    weights, model = next(session.module.parameters()), session.router.model
+    q = torch.empty(1, 1, model.heads, model.head_dim, device=weights.device, dtype=weights.dtype)
+    return choose(q, sparse, session.router.settings.impl), {name: why for name, _, why in explain(q, sparse)}
 
 
 def _times(router: Router, layers: tuple[LayerReport, ...]) -> dict[str, float | None]:
@@ -235,7 +247,10 @@ def _times(router: Router, layers: tuple[LayerReport, ...]) -> dict[str, float |
 
 def _table(model: ModelReport) -> str:
     grid = "no run yet" if model.grid is None else f"grid {'x'.join(map(str, model.grid))} = {model.tokens} tokens"
-    lines = [f"{model.component} ({model.model_class}): {grid}; attend: {model.impl}"]
+    lines = [f"{model.component} ({model.model_class}): {grid}"]
+    if model.impl is not None:
+        reasons = "; ".join(f"{name}: {why}" for name, why in model.impl_reasons.items())
+        lines.append(f"  attend runs as {model.impl!r} ({reasons})")
     if model.steps is not None:
         lines.append(f"  {model.steps} steps, the first {model.dense_steps} dense (step from the {model.step_source})")
     lines.append(f"  {'layer':>5}  {'state':<10}  {'density':>8}  {'blocks':>8}  {'sparse':>7}  {'dense':>7}  why")

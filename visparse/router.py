@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import operator
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from types import SimpleNamespace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from visparse.compile import compile_lists
+from visparse.errors import nearest
 from visparse.layout import Layout
 from visparse.plan import ModelFingerprint, SparsePlan
 from visparse.steps import Clock
 from visparse_kernels import BlockLists, attend, preferred_blocks
+from visparse_kernels.env import IMPLS
 
 _KEPT_LAYOUTS = 8
 
@@ -35,9 +39,28 @@ class Settings:
     impl: str = "auto"
     block_q: int | None = None
     block_k: int | None = None
-    order: Literal["auto", "row-major"] | tuple[int, int, int] = "auto"
+    order: str | tuple[int, int, int] = "auto"
     strict: bool = False
     timing: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before there is a grid."""
+        known = ("auto", *IMPLS)
+        if self.impl not in known:
+            raise ValueError(
+                f"impl must be one of {', '.join(known)}, got {self.impl!r}{nearest(str(self.impl), known)}"
+            )
+        for name, unit in (("block_q", 1), ("block_k", 32)):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1 or value % unit):
+                raise ValueError(
+                    f"{name} must be a positive multiple of {unit}, or None for the default; got {value!r}"
+                )
+        tile = (
+            isinstance(self.order, tuple) and len(self.order) == 3 and all(type(n) is int and n > 0 for n in self.order)
+        )
+        if self.order not in ("auto", "row-major") and not tile:
+            raise ValueError(f"order must be 'auto', 'row-major' or a tile such as (4, 8, 8), got {self.order!r}")
 
 
 @dataclass
@@ -61,6 +84,7 @@ class Router:
         self.layout: Layout | None = None
         self.traced: Layout | None = None
         self.why: str | None = None
+        self.held = SimpleNamespace()
         self.denoiser_seconds = 0.0
         self.list_seconds = 0.0
         self._cache: dict[Any, list[BlockLists | None]] = {}
@@ -115,22 +139,20 @@ class Router:
             ValueError: a pattern does not fit the grid.
         """
         stage = self.stage
-        key = (layout, stage, self.clock.total, device)
+        key = (layout, stage, device)
         if key not in self._cache:
             while len(self._cache) >= _KEPT_LAYOUTS:
                 self._cache.pop(next(iter(self._cache)))
             layers = range(self.model.layers)
-            self._cache[key] = [self.layer_lists(layer, layout, stage, device, self.clock.total) for layer in layers]
+            self._cache[key] = [self.layer_lists(layer, layout, stage, device) for layer in layers]
         return self._cache[key]
 
     @property
     def stage(self) -> int | None:
-        """First step of the present stretch of equal steps; None where the plan needs the step and it is not known."""
+        """The plan's present stage; None where the plan needs the step and it is not known."""
         return self.clock.stage if self.plan.needs_steps else 0
 
-    def layer_lists(
-        self, layer: int, layout: Layout, stage: int | None, device: torch.device, total: int | None
-    ) -> BlockLists | None:
+    def layer_lists(self, layer: int, layout: Layout, stage: int | None, device: torch.device) -> BlockLists | None:
         """Block lists of one layer; None where the plan wants it dense or cannot be followed.
 
         Args:
@@ -138,11 +160,10 @@ class Router:
             layout: of the tokens.
             stage: see `stage`.
             device: where the lists go.
-            total: number of steps of the run, None where it is not known.
         """
         if stage is None or not self._covers(layout):
             return None
-        names = self.plan.names(layer, self.model.heads, stage, total)
+        names = self.plan.names(layer, self.model.heads, stage)
         if names is None:
             return None
         preferred = preferred_blocks(device, self.model.head_dim)
@@ -156,9 +177,35 @@ class Router:
         )
 
     @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
-    def constant_lists(self, layer: int, layout: Layout, stage: int, device: torch.device) -> BlockLists | None:
-        """`layer_lists` for torch.compile: evaluated while tracing, and part of the graph from then on."""
-        return self.layer_lists(layer, layout, stage, device, self.clock.total)
+    def hold(
+        self,
+        layer: int,
+        frames: int,
+        height: int,
+        width: int,
+        before: int,
+        after: int,
+        stage: int,
+        device: torch.device,
+    ) -> str:
+        """Make the block lists of a layer while torch.compile traces, and keep them in `held` for the graph.
+
+        Returns:
+            Name of the attribute of `held`; a constant of the graph.
+        """
+        name = f"layer{layer}_{frames}x{height}x{width}_{before}_{after}_{stage}_{device}"
+        layout = Layout((frames, height, width), before, after)
+        setattr(self.held, name, self.layer_lists(layer, layout, stage, device))
+        return name
+
+    def traced_lists(self, layer: int, layout: Layout, device: torch.device) -> BlockLists | None:
+        """Block lists of a layer, in code that torch.compile traces: sizes become constants of the graph."""
+        stage = self.stage
+        if stage is None:
+            return None
+        sizes = [operator.index(size) for size in (*layout.grid, layout.before, layout.after)]
+        lists: BlockLists | None = getattr(self.held, self.hold(layer, *sizes, stage, device))
+        return lists
 
     def refuse(self, reason: str) -> None:
         """Note that a call runs dense against the plan: raise if strict, else warn once per reason.
@@ -212,8 +259,7 @@ class LayerRoute:
         router = self.router
         q: Tensor = call["query"]
         if router.traced is not None:
-            stage = router.stage
-            lists = None if stage is None else router.constant_lists(self.layer, router.traced, stage, q.device)
+            lists = router.traced_lists(self.layer, router.traced, q.device)
             why = router.why_dense(router.traced)
         else:
             lists, why = self.lists, router.why
@@ -234,8 +280,7 @@ class LayerRoute:
             q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if lists.head_group.device != q.device:
             lists = lists.to(q.device)
-        out = attend(q, k, v, lists, scale=call.get("scale"), impl=self.router.settings.impl)
-        assert isinstance(out, Tensor)
+        out = cast(Tensor, attend(q, k, v, lists, scale=call.get("scale"), impl=self.router.settings.impl))
         return out.transpose(1, 2) if heads_first else out
 
     def _obstacle(self, call: dict[str, Any], lists: BlockLists, heads_first: bool) -> str | None:

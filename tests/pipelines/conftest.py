@@ -89,6 +89,7 @@ def dit() -> Any:
         sample_size=16,
         patch_size=2,
         num_embeds_ada_norm=1000,
+        out_channels=4,
     ).eval()
     pipe = DiTPipeline(transformer=transformer, vae=AutoencoderKL().eval(), scheduler=DDIMScheduler())
     pipe.set_progress_bar_config(disable=True)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 import visparse
 
 SMALL = {"window": (2, 3, 3), "stride": 1}

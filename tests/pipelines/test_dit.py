@@ -1,9 +1,10 @@
-"""DiT through the front door: a processor that calls scaled_dot_product_attention, no cache context, batched guidance."""
+"""DiT through the front door: scaled_dot_product_attention, no cache context, batched guidance."""
 
 import pytest
 import torch
-import visparse
 from diffusers.models.attention_processor import AttnProcessor2_0
+
+import visparse
 
 
 def objects(model):

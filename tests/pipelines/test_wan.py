@@ -5,8 +5,9 @@ import pickle
 
 import pytest
 import torch
-import visparse
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+
+import visparse
 from visparse.plan import Rule, SparsePlan
 from visparse.templates import PatternTemplate
 
@@ -78,7 +79,9 @@ def test_two_resolutions_in_turn(wan, film):
 
 def test_dense_steps_and_layers_count(wan, film):
     dense = film(wan, num_inference_steps=4)
-    with visparse.sparsify(wan, "neighborhood", window=(2, 3, 3), stride=1, dense_steps=0.5, dense_layers=[1]) as handle:
+    with visparse.sparsify(
+        wan, "neighborhood", window=(2, 3, 3), stride=1, dense_steps=0.5, dense_layers=[1]
+    ) as handle:
         film(wan, num_inference_steps=4)
         model = handle.report().models[0]
         assert (model.steps, model.dense_steps, model.step_source) == (4, 2, "cache context")
@@ -93,12 +96,19 @@ def test_dense_steps_and_layers_count(wan, film):
 
 
 def test_rules_choose_heads_and_steps(wan, film):
-    patterns = {"all": {"name": "dense"}, "near": {"name": "neighborhood", "window": [2, 3, 3]}, "none": {"name": "skip"}}
+    patterns = {
+        "all": {"name": "dense"},
+        "near": {"name": "neighborhood", "window": [2, 3, 3]},
+        "none": {"name": "skip"},
+    }
     plan = SparsePlan(
         name="mixed",
         patterns={name: PatternTemplate(entry) for name, entry in patterns.items()},
         default="all",
-        assignment=(Rule(pattern="near", layers=[0, 2], heads=1, steps="1:2"), Rule(pattern="none", layers=2, heads=0, steps=1)),
+        assignment=(
+            Rule(pattern="near", layers=[0, 2], heads=1, steps="1:2"),
+            Rule(pattern="none", layers=2, heads=0, steps=1),
+        ),
     )
     with visparse.sparsify(wan, plan) as handle:
         film(wan)
@@ -141,7 +151,7 @@ def test_failing_sparsify_leaves_everything_as_it_was(wan, film, monkeypatch):
 def test_window_larger_than_the_grid_is_an_error_at_the_call_and_can_be_undone(wan, film):
     before = film(wan)
     handle = visparse.sparsify(wan, "neighborhood", window=(2, 99, 3), stride=1, dense_steps=1)
-    with pytest.raises(ValueError, match="window: 99 .* height"):
+    with pytest.raises(ValueError, match=r"window: 99 .* height"):
         film(wan)
     assert handle.restore() is True
     assert torch.equal(film(wan), before)
@@ -240,7 +250,7 @@ def test_fallbacks_are_recorded_and_strict_raises(wan_transformer):
     assert (layer.state, layer.sparse_calls, layer.dense_calls) == ("not served", 0, 1)
     assert next(iter(layer.fallbacks)).startswith("gradients")
     visparse.sparsify(model, "neighborhood", strict=True, **SMALL)
-    with pytest.raises(RuntimeError, match="strict: .*gradients"):
+    with pytest.raises(RuntimeError, match=r"strict: .*gradients"):
         model(**call)
     with torch.no_grad():
         model(**call)
