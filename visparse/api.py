@@ -47,9 +47,10 @@ def sparsify(
     """
     settings = Settings(strict=strict, **{name: overrides.pop(name) for name in _SETTINGS if name in overrides})
     chosen = load_plan(plan).with_changes(settings=_SETTINGS, **overrides)
+    denoisers = find_denoisers(target)
     clock = Clock(chosen.stage, SchedulerSteps(None if isinstance(target, nn.Module) else target))
     sessions: dict[str, Session] = {}
-    for name, module in find_denoisers(target).items():
+    for name, module in denoisers.items():
         adapter = find_adapter(module)
         assert adapter is not None
         fingerprint = adapter.fingerprint(unwrapped(module))
