@@ -4,7 +4,8 @@ For every pair of frames the code draws a band, shrinks it to blocks and merges 
 
 1. Half-width W of the band: the whole frame at distance 0 or 1; else ``2^(bits(s) - bits(D)) * decay``, at least
    one block. ``bits`` is the bit length, s the tokens of a frame, D the distance of the frames.
-2. A pair of frames is dropped where ``2^(bits(s) - bits(D)) < 128`` and D is no multiple of 128 over that.
+2. A pair of frames, at any distance, is dropped where ``2^(bits(s) - bits(D))`` is below 128 and D is no multiple of
+   128 over that.
 3. With a sink, keys of the first frame are kept whole.
 4. The band is laid on the blocks of the sequence where the frames lie, ``ceil(s / block)`` blocks a side; what hangs
    over is cut off. A column is high where more than 1/3 of the block's rows keep it. A block is kept where more than
@@ -74,11 +75,11 @@ def block_map(grid: Grid, decay: float, sink: bool, block: int) -> Tensor:
 
 def _half_width(distance: int, frame: int, decay: float, block: int) -> int:
     """Half-width of the band between frames this far apart, in tokens; -1 where the pair of frames is dropped."""
-    if distance <= 1:
-        return frame
     length = 2.0 ** (frame.bit_length() - distance.bit_length())
     if length < _THRESHOLD and distance % int(_THRESHOLD / length):
         return -1
+    if distance <= 1:
+        return frame
     return min(int(max(length * decay, block)), frame)
 
 
