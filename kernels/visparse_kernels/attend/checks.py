@@ -84,6 +84,11 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, key_bias: 
             f"{list(v.shape)}; transpose [batch, heads, tokens, head_dim] with .transpose(1, 2)"
         )
     batch, _, heads, head_dim = q.shape
+    if (q.shape[1], heads) != (lists.q_len, lists.heads):
+        raise ValueError(
+            f"q: wanted {lists.q_len} tokens and {lists.heads} heads, as the lists have, got {q.shape[1]} and {heads}; "
+            "compile the lists for this layout, and pass [batch, tokens, heads, head_dim]"
+        )
     wanted = (batch, lists.k_len, heads, head_dim)
     for name, x in (("k", k), ("v", v)):
         if tuple(x.shape) != wanted:
@@ -91,11 +96,6 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, key_bias: 
                 f"{name}: wanted {list(wanted)} (batch, heads and head_dim of q, {lists.k_len} keys of the lists), "
                 f"got {list(x.shape)}; the layout is [batch, tokens, heads, head_dim]"
             )
-    if (q.shape[1], heads) != (lists.q_len, lists.heads):
-        raise ValueError(
-            f"q: wanted {lists.q_len} tokens and {lists.heads} heads, as the lists have, got {q.shape[1]} and {heads}; "
-            "compile the lists for this layout, and pass [batch, tokens, heads, head_dim]"
-        )
     if head_dim % 8 or not 8 <= head_dim <= 256:
         raise ValueError(
             f"q, k, v: wanted a head_dim that is a multiple of 8 up to 256, got {head_dim}; pad q, k and v with zeros, "

@@ -32,6 +32,10 @@ def can_run(device: torch.device, dtype: torch.dtype, head_dim: int, block_q: in
         return "bf16 products are wrong in Triton's interpreter; use fp16 or fp32 there"
     if block_q not in _BLOCKS_Q or block_k not in _BLOCKS_K:
         return f"needs block_q in {_BLOCKS_Q} and block_k in {_BLOCKS_K}, got {block_q} and {block_k}"
+    if device.type == "cuda":
+        limit = max_shared_memory(device.index or 0)
+        if _stages(head_dim, dtype, block_q, block_k, limit) < 1:
+            return f"needs more than the {limit} bytes of shared memory of this device; use smaller blocks"
     return None
 
 
@@ -39,6 +43,8 @@ def launch_options(
     head_dim: int, dtype: torch.dtype, block_q: int, block_k: int, shared_memory: int = 232448
 ) -> dict[str, int]:
     """Return the launch options of the kernel from a fixed rule; nothing is tuned at run time.
+
+    The rule keeps sums and scores in registers on sm_90 (seen by compiling), and buffers as much of K and V as fits.
 
     Args:
         head_dim: size of a head, padded to a power of two by the kernel.
@@ -48,13 +54,20 @@ def launch_options(
         shared_memory: bytes of shared memory that a block of threads may use; the default is sm_90's.
 
     Returns:
-        ``num_warps`` and ``num_stages``: four warps for up to 128 x 64 scores, eight above; as many buffers of K and V
-        as fit, three at most.
+        ``num_warps`` and ``num_stages``.
     """
+    elements = block_q * (_padded(head_dim) + block_k)
+    warps = (4 if elements <= 128 * 128 else 8) * (2 if dtype == torch.float32 else 1)
+    stages = _stages(head_dim, dtype, block_q, block_k, shared_memory)
+    return {"num_warps": warps, "num_stages": min(3 if dtype != torch.float32 else 2, stages)}
+
+
+def _stages(head_dim: int, dtype: torch.dtype, block_q: int, block_k: int, shared_memory: int) -> int:
+    """Return how many buffers of K and V fit beside q and the weights."""
     size, dim = dtype.itemsize, _padded(head_dim)
-    warps = 8 if block_q * block_k > 128 * 64 or block_q * dim > 128 * 128 or (size == 4 and dim > 64) else 4
-    stages = (shared_memory - block_q * dim * size) // (2 * block_k * dim * size)
-    return {"num_warps": warps, "num_stages": max(1, min(3 if size == 2 else 2, stages))}
+    weights = block_q * block_k * size if dtype == torch.float32 else 0
+    reserve = 4096  # order tables and scratch of reductions
+    return (shared_memory - reserve - block_q * dim * size - weights) // (2 * block_k * dim * size)
 
 
 def kernel_constants(

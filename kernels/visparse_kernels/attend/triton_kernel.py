@@ -1,7 +1,7 @@
 """The Triton kernel of `attend`: one program per query block, head and batch row.
 
 A program walks the full list, then the partial list of its query block. Rows are gathered by the order tables: slot ->
-token -> row. The tokens of the next key block are loaded one step ahead, so that the loads of K and V can be pipelined.
+token -> row. The tokens and the tile of the next key block are loaded one step ahead, so that K and V can be pipelined.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -177,10 +177,13 @@ def attend_kernel(
     last = tl.load(partial_offsets + row + 1, mask=alive, other=0)
     if last > first:
         tokens = _block_tokens(partial_indices, first, k_order, BLOCK_K)
+        tile = tl.load(partial_tiles + first)
         for entry in range(first, last):
             here = tokens
-            tokens = _block_tokens(partial_indices, tl.minimum(entry + 1, last - 1), k_order, BLOCK_K)
-            keep = _tile_mask(tiles, tl.load(partial_tiles + entry), BLOCK_Q, BLOCK_K)
+            keep = _tile_mask(tiles, tile, BLOCK_Q, BLOCK_K)
+            following = tl.minimum(entry + 1, last - 1)
+            tokens = _block_tokens(partial_indices, following, k_order, BLOCK_K)
+            tile = tl.load(partial_tiles + following)
             acc, top, total = _visit(
                 queries, acc, top, total, here, keep, k, v, bias, stride_ks, stride_vs, stride_bias_s, scale,
                 True, HEAD_DIM, PADDED_DIM, HAS_BIAS, HAS_PADDING, PRECISION,
@@ -190,7 +193,7 @@ def attend_kernel(
     result = acc / tl.where(empty, 1.0, total)[:, None]
     factor = 1.0 if HAS_BIAS else scale
     # 0.693...: ln 2, from log2 to the natural logarithm
-    stat = (top * factor + tl.log2(total)) * 0.6931471805599453
+    stat = (top * factor + tl.log2(tl.where(empty, 1.0, total))) * 0.6931471805599453
     stat = tl.where(empty, float("-inf"), stat)
 
     # out is contiguous [B, Sq, H, HEAD_DIM] and lse [B, H, Sq]
