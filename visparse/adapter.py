@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from visparse.layout import Layout
-from visparse.plan import ModelFingerprint
+from visparse.rules import ModelFingerprint
 
 # Class name -> module that holds its `ADAPTER`; imported when a model of that class is met.
 ADAPTERS = {
@@ -68,14 +68,14 @@ def find_adapter(model: object) -> Adapter | None:
     return None
 
 
-def find_denoisers(target: object) -> dict[str, nn.Module]:
+def find_denoisers(target: object) -> dict[str, tuple[nn.Module, Adapter]]:
     """The denoisers of a pipeline, or the model itself, that have an adapter.
 
     Args:
         target: a diffusers pipeline, or a denoiser.
 
     Returns:
-        Component name -> module; a bare model has the name "model".
+        Component name -> (module, adapter); a bare model has the name "model".
 
     Raises:
         ValueError: there is no known denoiser; the text lists what was found and what is known.
@@ -88,7 +88,11 @@ def find_denoisers(target: object) -> dict[str, nn.Module]:
     else:
         raise TypeError(f"wanted a diffusers pipeline or a denoiser (torch.nn.Module), got {type(target).__name__}")
     modules = {name: part for name, part in parts.items() if isinstance(part, nn.Module)}
-    found = {name: module for name, module in modules.items() if find_adapter(module) is not None}
+    found = {}
+    for name, module in modules.items():
+        adapter = find_adapter(module)
+        if adapter is not None:
+            found[name] = (module, adapter)
     if not found:
         have = (
             ", ".join(f"{name}: {type(unwrapped(module)).__name__}" for name, module in modules.items()) or "no modules"

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from visparse.adapter import find_adapter, find_denoisers, unwrapped
+from visparse.adapter import find_denoisers, unwrapped
 from visparse.handle import Handle
 from visparse.plan import SparsePlan
 from visparse.presets import load_plan
 from visparse.report import Report, make_report
-from visparse.router import Router, Settings
-from visparse.session import Session, session_of
+from visparse.settings import Settings
 from visparse.steps import Clock, SchedulerSteps
+
+if TYPE_CHECKING:
+    from visparse.session import Session
 
 _SETTINGS = [field.name for field in fields(Settings)]
 
@@ -48,11 +50,12 @@ def sparsify(
     settings = Settings(strict=strict, **{name: overrides.pop(name) for name in _SETTINGS if name in overrides})
     chosen = load_plan(plan).with_changes(settings=_SETTINGS, **overrides)
     denoisers = find_denoisers(target)
+    from visparse.router import Router  # here, so that `import visparse` stays light
+    from visparse.session import Session
+
     clock = Clock(chosen.stage, SchedulerSteps(None if isinstance(target, nn.Module) else target))
     sessions: dict[str, Session] = {}
-    for name, module in denoisers.items():
-        adapter = find_adapter(module)
-        assert adapter is not None
+    for name, (module, adapter) in denoisers.items():
         fingerprint = adapter.fingerprint(unwrapped(module))
         chosen.check_model(fingerprint)
         sessions[name] = Session(module, adapter, Router(chosen, fingerprint, settings, clock))
@@ -80,8 +83,7 @@ def restore(target: Any) -> bool:
         TypeError: the target is neither a pipeline nor a module.
         ValueError: there is no denoiser that visparse knows.
     """
-    sessions = [session_of(module) for module in find_denoisers(target).values()]
-    return any([session.uninstall() for session in sessions if session is not None])
+    return any([session.uninstall() for session in _live_sessions(target).values()])
 
 
 def report(target: Any, grid: tuple[int, int, int] | None = None) -> Report:
@@ -98,8 +100,16 @@ def report(target: Any, grid: tuple[int, int, int] | None = None) -> Report:
     Raises:
         ValueError: the target is not sparsified, or a pattern does not fit the grid.
     """
-    sessions = {name: session_of(module) for name, module in find_denoisers(target).items()}
-    live = {name: session for name, session in sessions.items() if session is not None}
+    live = _live_sessions(target)
     if not live:
         raise ValueError("nothing to report: this target is not sparsified; call visparse.sparsify(target, plan) first")
     return make_report(next(iter(live.values())).router.plan, live, grid)
+
+
+def _live_sessions(target: Any) -> dict[str, Session]:
+    """Sessions that are installed on the denoisers of a target, by component name."""
+    denoisers = find_denoisers(target)
+    from visparse.session import session_of  # here, so that `import visparse` stays light
+
+    found = {name: session_of(module) for name, (module, _) in denoisers.items()}
+    return {name: session for name, session in found.items() if session is not None}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from visparse.plan import SparsePlan
 from visparse.report import Report, make_report
-from visparse.session import Session
+
+if TYPE_CHECKING:
+    from visparse.session import Session
 
 
 class Handle:

@@ -10,11 +10,12 @@ import torch
 
 from visparse.layout import Layout
 from visparse.plan import SparsePlan
-from visparse_kernels import BlockLists, choose, explain
 
 if TYPE_CHECKING:
-    from visparse.router import LayerRoute, Router
+    from visparse.route import LayerRoute
+    from visparse.router import Router
     from visparse.session import Session
+    from visparse_kernels import BlockLists
 
 _POOR_CEILING = 1.1
 
@@ -211,6 +212,8 @@ def _dense_steps(router: Router) -> int | None:
 
 def _impl(session: Session, lists: list[BlockLists | None]) -> tuple[str | None, dict[str, str]]:
     """The implementation that serves the sparse layers, and every candidate's reason."""
+    from visparse_kernels import choose, explain  # here, so that `import visparse` stays light
+
     sparse = next((entry for entry in lists if entry is not None), None)
     if sparse is None:
         return None, {}

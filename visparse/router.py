@@ -5,73 +5,21 @@ from __future__ import annotations
 import operator
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from visparse.compile import compile_lists
-from visparse.errors import nearest
 from visparse.layout import Layout
-from visparse.plan import ModelFingerprint, SparsePlan
+from visparse.plan import SparsePlan
+from visparse.route import LayerRoute, LayerStats
+from visparse.rules import ModelFingerprint
+from visparse.settings import Settings
 from visparse.steps import Clock
-from visparse_kernels import BlockLists, attend, preferred_blocks
-from visparse_kernels.env import IMPLS
+from visparse_kernels import BlockLists, preferred_blocks
 
 _KEPT_LAYOUTS = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a plan is run.
-
-    Attributes:
-        impl: implementation of `visparse_kernels.attend`; a name other than "auto" never falls back.
-        block_q, block_k: block sizes in slots; None: what the kernels prefer on the device.
-        order: token order: "auto", "row-major" or a tile (frames, height, width).
-        strict: raise where a layer or call cannot be served, instead of running it dense with a recorded reason.
-        timing: measure time in attention on CUDA too, which waits for the device at each call. On CPU it is always on.
-    """
-
-    impl: str = "auto"
-    block_q: int | None = None
-    block_k: int | None = None
-    order: str | tuple[int, int, int] = "auto"
-    strict: bool = False
-    timing: bool = False
-
-    def __post_init__(self) -> None:
-        """Check what can be checked before there is a grid."""
-        known = ("auto", *IMPLS)
-        if self.impl not in known:
-            raise ValueError(
-                f"impl must be one of {', '.join(known)}, got {self.impl!r}{nearest(str(self.impl), known)}"
-            )
-        for name, unit in (("block_q", 1), ("block_k", 32)):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1 or value % unit):
-                raise ValueError(
-                    f"{name} must be a positive multiple of {unit}, or None for the default; got {value!r}"
-                )
-        tile = (
-            isinstance(self.order, tuple) and len(self.order) == 3 and all(type(n) is int and n > 0 for n in self.order)
-        )
-        if self.order not in ("auto", "row-major") and not tile:
-            raise ValueError(f"order must be 'auto', 'row-major' or a tile such as (4, 8, 8), got {self.order!r}")
-
-
-@dataclass
-class LayerStats:
-    """What one layer did in the last run: calls, and seconds where they were measured."""
-
-    sparse: int = 0
-    dense: int = 0
-    fallbacks: dict[str, int] = field(default_factory=dict)
-    sparse_seconds: float = 0.0
-    dense_seconds: float = 0.0
 
 
 class Router:
@@ -237,81 +185,3 @@ class Router:
         if self.stage is None:
             return "the step is not known"
         return None
-
-
-class LayerRoute:
-    """The route of one attention layer; see `visparse.intercept.Route`."""
-
-    def __init__(self, router: Router, layer: int) -> None:
-        """Serve `layer` of the denoiser that `router` belongs to."""
-        self.router, self.layer = router, layer
-        self.lists: BlockLists | None = None
-        self.unserved: str | None = None
-        self.stats = LayerStats()
-
-    def lost(self, reason: str) -> None:
-        """Note that this layer's calls no longer come here."""
-        self.stats.fallbacks[reason] = self.stats.fallbacks.get(reason, 0) + 1
-        self.router.refuse(reason)
-
-    def attention(self, call: dict[str, Any], dense: Callable[[], Tensor], heads_first: bool) -> Tensor:
-        """Serve one call: sparse where the plan says so and the call allows it, else the original call."""
-        router = self.router
-        q: Tensor = call["query"]
-        if router.traced is not None:
-            lists = router.traced_lists(self.layer, router.traced, q.device)
-            why = router.why_dense(router.traced)
-        else:
-            lists, why = self.lists, router.why
-        reason = why if lists is None else self._obstacle(call, lists, heads_first)
-        if reason is not None:
-            router.refuse(reason)
-        counted = not torch.compiler.is_compiling()
-        started = router.now(q.device) if counted else None
-        out = dense() if lists is None or reason is not None else self._sparse(call, lists, heads_first)
-        if counted:
-            seconds = 0.0 if started is None else (router.now(q.device) or started) - started
-            self._count(lists is not None and reason is None, reason, seconds)
-        return out
-
-    def _sparse(self, call: dict[str, Any], lists: BlockLists, heads_first: bool) -> Tensor:
-        q, k, v = call["query"], call["key"], call["value"]
-        if heads_first:
-            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
-        if lists.head_group.device != q.device:
-            lists = lists.to(q.device)
-        out = cast(Tensor, attend(q, k, v, lists, scale=call.get("scale"), impl=self.router.settings.impl))
-        return out.transpose(1, 2) if heads_first else out
-
-    def _obstacle(self, call: dict[str, Any], lists: BlockLists, heads_first: bool) -> str | None:
-        """Why a call cannot be served by block lists; None where it can."""
-        q, k = call["query"], call["key"]
-        tokens, heads = (q.shape[2], q.shape[1]) if heads_first else (q.shape[1], q.shape[2])
-        k_tokens, k_heads = (k.shape[2], k.shape[1]) if heads_first else (k.shape[1], k.shape[2])
-        if call.get("attn_mask") is not None:
-            return "an attention mask was passed"
-        if call.get("is_causal"):
-            return "causal attention was asked for"
-        if call.get("dropout_p"):
-            return "attention dropout was asked for"
-        if call.get("parallel_config") is not None:
-            return "context parallelism is on"
-        if tokens != k_tokens:
-            return f"cross attention ({tokens} queries, {k_tokens} keys)"
-        if tokens != lists.q_len:
-            return f"the sequence has {tokens} tokens, the grid {lists.q_len}"
-        if heads != self.router.model.heads or k_heads != heads:
-            return f"the call has {heads} query and {k_heads} key heads, the model {self.router.model.heads}"
-        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or call["value"].requires_grad):
-            return "gradients are wanted; wrap the call in torch.no_grad()"
-        return None
-
-    def _count(self, sparse: bool, reason: str | None, seconds: float) -> None:
-        if sparse:
-            self.stats.sparse += 1
-            self.stats.sparse_seconds += seconds
-            return
-        self.stats.dense += 1
-        self.stats.dense_seconds += seconds
-        if reason is not None:
-            self.stats.fallbacks[reason] = self.stats.fallbacks.get(reason, 0) + 1

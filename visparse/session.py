@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from visparse import context
 from visparse.adapter import Adapter, unwrapped
 from visparse.intercept import can_route, routed
 from visparse.router import Router
@@ -76,7 +75,7 @@ class Session:
                 self.module.register_forward_pre_hook(self.before, with_kwargs=True),
                 self.module.register_forward_hook(self.after, always_call=True),
             ]
-            _context().listen(model, self.router.clock)
+            context.listen(model, self.router.clock)
         except BaseException:
             self.uninstall()
             raise
@@ -92,7 +91,7 @@ class Session:
         if not self.installed:
             return False
         model = unwrapped(self.module)
-        _context().unlisten(model)
+        context.unlisten(model)
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
@@ -125,11 +124,6 @@ class Session:
         if now is not None:
             self.router.denoiser_seconds += now - self._started
         self._started = None
-
-
-def _context() -> ModuleType:
-    """`visparse.context`, which imports diffusers: only once a denoiser is at hand."""
-    return importlib.import_module("visparse.context")
 
 
 def session_of(module: object) -> Session | None:

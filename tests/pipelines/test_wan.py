@@ -8,7 +8,8 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 import visparse
-from visparse.plan import Rule, SparsePlan
+from visparse.plan import SparsePlan
+from visparse.rules import Rule
 from visparse.templates import PatternTemplate
 
 GRID = (4, 4, 6)

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from visparse.patterns import Neighborhood
-from visparse.plan import FILE_NAME, ModelFingerprint, Rule, SparsePlan
+from visparse.plan import FILE_NAME, SparsePlan
 from visparse.presets import PRESETS, load_plan
 from visparse.ranges import edges, largest, parse_selector, selects
+from visparse.rules import ModelFingerprint, Rule
 from visparse.templates import PatternTemplate
 
 MODEL = ModelFingerprint(model_class="WanTransformer3DModel", layers=4, heads=3, head_dim=64)

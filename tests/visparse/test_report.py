@@ -9,9 +9,12 @@ from torch import nn
 
 from visparse.layout import Layout
 from visparse.patterns import Neighborhood
-from visparse.plan import ModelFingerprint, Rule, SparsePlan
+from visparse.plan import SparsePlan
 from visparse.report import make_report
-from visparse.router import LayerStats, Router, Settings
+from visparse.route import LayerStats
+from visparse.router import Router
+from visparse.rules import ModelFingerprint, Rule
+from visparse.settings import Settings
 from visparse.steps import Clock
 from visparse.templates import PatternTemplate
 
@@ -27,7 +30,8 @@ PLAN = SparsePlan(
 
 
 @pytest.fixture
-def session():
+def session(monkeypatch):
+    monkeypatch.delenv("VISPARSE_IMPL", raising=False)
     settings = Settings(block_q=32, block_k=32, order=(2, 4, 4))
     return SimpleNamespace(router=Router(PLAN, MODEL, settings, Clock(PLAN.stage)), module=nn.Linear(2, 2))
 

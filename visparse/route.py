@@ -1,0 +1,104 @@
+"""The route of one attention layer: serves each of its calls, sparse or dense, and counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from visparse_kernels import BlockLists, attend
+
+if TYPE_CHECKING:
+    from visparse.router import Router
+
+
+@dataclass
+class LayerStats:
+    """What one layer did in the last run: calls, and seconds where they were measured."""
+
+    sparse: int = 0
+    dense: int = 0
+    fallbacks: dict[str, int] = field(default_factory=dict)
+    sparse_seconds: float = 0.0
+    dense_seconds: float = 0.0
+
+
+class LayerRoute:
+    """The route of one attention layer; see `visparse.intercept.Route`."""
+
+    def __init__(self, router: Router, layer: int) -> None:
+        """Serve `layer` of the denoiser that `router` belongs to."""
+        self.router, self.layer = router, layer
+        self.lists: BlockLists | None = None
+        self.unserved: str | None = None
+        self.stats = LayerStats()
+
+    def lost(self, reason: str) -> None:
+        """Note that this layer's calls no longer come here."""
+        self.stats.fallbacks[reason] = self.stats.fallbacks.get(reason, 0) + 1
+        self.router.refuse(reason)
+
+    def attention(self, call: dict[str, Any], dense: Callable[[], Tensor], heads_first: bool) -> Tensor:
+        """Serve one call: sparse where the plan says so and the call allows it, else the original call."""
+        router = self.router
+        q: Tensor = call["query"]
+        if router.traced is not None:
+            lists = router.traced_lists(self.layer, router.traced, q.device)
+            why = router.why_dense(router.traced)
+        else:
+            lists, why = self.lists, router.why
+        reason = why if lists is None else self._obstacle(call, lists, heads_first)
+        if reason is not None:
+            router.refuse(reason)
+        counted = not torch.compiler.is_compiling()
+        started = router.now(q.device) if counted else None
+        out = dense() if lists is None or reason is not None else self._sparse(call, lists, heads_first)
+        if counted:
+            seconds = 0.0 if started is None else (router.now(q.device) or started) - started
+            self._count(lists is not None and reason is None, reason, seconds)
+        return out
+
+    def _sparse(self, call: dict[str, Any], lists: BlockLists, heads_first: bool) -> Tensor:
+        q, k, v = call["query"], call["key"], call["value"]
+        if heads_first:
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        if lists.head_group.device != q.device:
+            lists = lists.to(q.device)
+        out = cast(Tensor, attend(q, k, v, lists, scale=call.get("scale"), impl=self.router.settings.impl))
+        return out.transpose(1, 2) if heads_first else out
+
+    def _obstacle(self, call: dict[str, Any], lists: BlockLists, heads_first: bool) -> str | None:
+        """Why a call cannot be served by block lists; None where it can."""
+        q, k = call["query"], call["key"]
+        tokens, heads = (q.shape[2], q.shape[1]) if heads_first else (q.shape[1], q.shape[2])
+        k_tokens, k_heads = (k.shape[2], k.shape[1]) if heads_first else (k.shape[1], k.shape[2])
+        if call.get("attn_mask") is not None:
+            return "an attention mask was passed"
+        if call.get("is_causal"):
+            return "causal attention was asked for"
+        if call.get("dropout_p"):
+            return "attention dropout was asked for"
+        if call.get("parallel_config") is not None:
+            return "context parallelism is on"
+        if tokens != k_tokens:
+            return f"cross attention ({tokens} queries, {k_tokens} keys)"
+        if tokens != lists.q_len:
+            return f"the sequence has {tokens} tokens, the grid {lists.q_len}"
+        if heads != self.router.model.heads or k_heads != heads:
+            return f"the call has {heads} query and {k_heads} key heads, the model {self.router.model.heads}"
+        if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or call["value"].requires_grad):
+            return "gradients are wanted; wrap the call in torch.no_grad()"
+        return None
+
+    def _count(self, sparse: bool, reason: str | None, seconds: float) -> None:
+        if sparse:
+            self.stats.sparse += 1
+            self.stats.sparse_seconds += seconds
+            return
+        self.stats.dense += 1
+        self.stats.dense_seconds += seconds
+        if reason is not None:
+            self.stats.fallbacks[reason] = self.stats.fallbacks.get(reason, 0) + 1
