@@ -57,3 +57,17 @@ def test_compiled_denoiser_that_cannot_tell_the_step(dit, picture):
     dit.transformer.compile(fullgraph=True, backend="aot_eager")
     with pytest.raises(Exception, match="the plan depends on the step"):
         picture(dit)
+
+
+def test_sparsify_after_compile_without_cache_context(dit):
+    def denoise(model):
+        with torch.no_grad():
+            return torch.stack([model(latents, torch.tensor([t, t]), labels).sample for t in (900, 500, 100)])
+
+    latents, labels = torch.randn(2, 4, 16, 16), torch.tensor([3, 1000])
+    with visparse.sparsify(dit.transformer, "neighborhood", dense_steps=1):
+        eager = denoise(dit.transformer)
+    compiled = torch.compile(dit.transformer, fullgraph=True, backend="aot_eager")
+    with visparse.sparsify(compiled, "neighborhood", dense_steps=1) as handle:
+        torch.testing.assert_close(denoise(compiled), eager, atol=1e-5, rtol=1e-4)
+        assert handle.report().models[0].runs == 1
