@@ -1,6 +1,7 @@
 """Token order: which token lies in which slot."""
 
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from math import prod
 
@@ -82,10 +83,10 @@ def visual_blocks(layout: Layout, tile: Tile | None, block: int) -> Tensor:
 
 
 def choose_order(pattern: Pattern, layout: Layout, *, block_q: int, block_k: int) -> Order:
-    """Return the order that visits the fewest blocks.
+    """Return the order that visits the fewest blocks, as far as `Pattern.cover` tells.
 
-    Tried, for queries and keys separately: row-major, and the compact tiles whose volume is the block size. A tie goes
-    to row-major.
+    Tried are row-major and compact tiles of about one block: first with one shape for queries and keys, then with
+    other shapes for the queries, then for the keys. A tie goes to row-major, then to the first tried.
 
     Args:
         pattern: what is kept.
@@ -99,28 +100,37 @@ def choose_order(pattern: Pattern, layout: Layout, *, block_q: int, block_k: int
     Raises:
         ValueError: the pattern does not fit the grid.
     """
-    best, fewest = Order(), -1
     q_blocks = {tile: visual_blocks(layout, tile, block_q) for tile in _candidates(layout.grid, block_q)}
     k_blocks = {tile: visual_blocks(layout, tile, block_k) for tile in _candidates(layout.grid, block_k)}
-    for q_tile, k_tile in product(q_blocks, k_blocks):
-        some, _ = pattern.cover(q_blocks[q_tile], k_blocks[k_tile], layout.grid)
-        visited = int(some.sum())
-        if fewest < 0 or visited < fewest:
-            best, fewest = Order(q_tile, k_tile), visited
-    return best
+
+    @cache
+    def visited(order: Order) -> int:
+        some, _ = pattern.cover(q_blocks[order.q], k_blocks[order.k], layout.grid)
+        return int(some.sum())
+
+    shared = [Order(q, k) for q, k in product(q_blocks, k_blocks) if q and k and q[:2] == k[:2]]
+    best = min([Order(), *shared], key=visited)
+    best = min([best, *(Order(q, best.k) for q in q_blocks)], key=visited)
+    return min([best, *(Order(best.q, k) for k in k_blocks)], key=visited)
 
 
-def _candidates(grid: Grid, volume: int) -> list[Tile | None]:
-    """Row-major, then the tiles of this volume with frames <= height <= width <= 4 height, cut to the grid."""
+def _candidates(grid: Grid, block: int) -> list[Tile | None]:
+    """Row-major, then tiles of one block whose height and width differ by a factor of at most 4.
+
+    A tile through all frames is among them, because many windows span them all. Where the width is no whole number,
+    or more than the grid has, tiles are one token wide: blocks then run along a strip of them.
+    """
     tiles: list[Tile | None] = [None]
-    for t in range(1, volume + 1):
-        for h in range(t, volume // t + 1):
-            w = volume // (t * h)
-            if t * h * w != volume or not h <= w <= 4 * h:
-                continue
-            tile = (min(t, grid[0]), min(h, grid[1]), min(w, grid[2]))
-            if prod(tile) > 1 and tile not in tiles:
-                tiles.append(tile)
+    all_frames = sorted({1, min(2, grid[0]), min(4, grid[0]), grid[0]})
+    all_heights = sorted({min(height, grid[1]) for height in (1, 2, 4, 8, 16)})
+    for frames, height in product(all_frames, all_heights):
+        area = frames * height
+        if area > block or not area * height <= 4 * block <= 16 * area * height:
+            continue
+        whole = block % area == 0 and block // area <= grid[2]
+        tile = (frames, height, block // area if whole else 1)
+        if tile != (1, 1, 1):
+            tiles.append(tile)
     return tiles
 
 

@@ -96,6 +96,12 @@ def test_choice_visits_no_more_blocks_than_any_single_tile(grid: Grid) -> None:
     assert chosen <= visited(Order())
 
 
+def test_windows_over_all_frames_get_tiles_over_all_frames() -> None:
+    layout = Layout((9, 32, 32))
+    chosen = choose_order(Neighborhood(window=(9, 5, 5)), layout, block_q=64, block_k=64)
+    assert chosen == Order((9, 2, 1), (9, 2, 1))
+
+
 @pytest.mark.parametrize("tile", [(4, 4), (0, 4, 4), (2.0, 4, 4), (True, 4, 4)])
 def test_a_bad_tile_is_an_error(tile: tuple) -> None:
     with pytest.raises(ValueError, match=r"order: wanted a tile of three positive ints .*for example \(4, 4, 4\)"):
