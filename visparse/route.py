@@ -81,6 +81,8 @@ class LayerRoute:
             return "causal attention was asked for"
         if call.get("dropout_p"):
             return "attention dropout was asked for"
+        if call.get("attention_kwargs"):
+            return "attention_kwargs were passed"
         if call.get("parallel_config") is not None:
             return "context parallelism is on"
         if tokens != k_tokens:

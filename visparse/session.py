@@ -51,6 +51,8 @@ class Session:
             raise ValueError(
                 f"no attention layer of {type(unwrapped(module)).__name__} can be served: {'; '.join(reasons)}"
             )
+        for reason in dict.fromkeys(route.unserved for route in router.routes if route.unserved is not None):
+            router.refuse(reason)
 
     def original(self, attention: Any) -> Any:
         """The processor that an attention module had before us; its present one where that is not ours."""
@@ -71,10 +73,8 @@ class Session:
         try:
             for attention, _, replacement in self.layers:
                 attention.processor = replacement
-            self._hooks = [
-                self.module.register_forward_pre_hook(self.before, with_kwargs=True),
-                self.module.register_forward_hook(self.after, always_call=True),
-            ]
+            self._hooks.append(self.module.register_forward_pre_hook(self.before, with_kwargs=True))
+            self._hooks.append(self.module.register_forward_hook(self.after, always_call=True))
             context.listen(model, self.router.clock)
         except BaseException:
             self.uninstall()

@@ -9,6 +9,7 @@ from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 
 import visparse
 from visparse.plan import SparsePlan
+from visparse.presets import load_plan
 from visparse.rules import Rule
 from visparse.templates import PatternTemplate
 
@@ -273,6 +274,33 @@ def test_processor_replaced_by_somebody_else_is_noticed_and_stays(wan, film):
     assert visparse.report(wan).models[0].layers[1].state == "not served"
     visparse.restore(wan)
     assert wan.transformer.blocks[1].attn1.processor is other
+
+
+def test_layer_that_cannot_be_served_is_reported(wan, film):
+    class Own:
+        def __call__(self, attn, hidden_states, *rest):
+            return hidden_states
+
+    wan.transformer.blocks[1].attn1.processor = own = Own()
+    with pytest.raises(ValueError, match=r"strict: blocks.1.attn1 cannot be served: Own.__call__ calls neither"):
+        visparse.sparsify(wan, "neighborhood", strict=True, **SMALL)
+    with pytest.warns(RuntimeWarning, match=r"dense against the plan: Own.__call__ calls neither"):
+        handle = visparse.sparsify(wan, "neighborhood", **SMALL)
+    film(wan)
+    assert [layer.state for layer in handle.report().models[0].layers] == ["sparse", "not served", "sparse"]
+    assert wan.transformer.blocks[1].attn1.processor is own
+    for block in wan.transformer.blocks:
+        block.attn1.processor = own
+    with pytest.raises(ValueError, match=r"no attention layer of WanTransformer3DModel can be served: Own"):
+        visparse.sparsify(wan, "dense")
+
+
+def test_plan_for_another_model(wan):
+    shape = {"model_class": "WanTransformer3DModel", "layers": 30, "heads": 12, "head_dim": 128}
+    plan = visparse.SparsePlan.from_dict(load_plan("radial").to_dict() | {"model": shape})
+    with pytest.raises(ValueError, match="made for another model: layers 30, this model has 3"):
+        visparse.sparsify(wan, plan)
+    assert untouched(wan.transformer)
 
 
 def test_bare_model_takes_the_step_from_the_timestep(wan_transformer):
