@@ -1,9 +1,11 @@
-"""`attend` on the CPU: gather the kept keys of a query block, one SDPA call for the block.
+"""`attend` on the CPU: gather the kept keys of query blocks, then one SDPA call for many blocks of equal size.
 
-Only the keys that a query block visits are gathered, and no padding, so the work is that of the visited blocks.
-PyTorch's CPU flash kernel does the mathematics and returns the log-sum-exp; a mask is made only where a block needs it.
+Only the keys that a query block visits are gathered, so the work is that of the visited blocks. PyTorch's CPU flash
+kernel does the mathematics and returns the log-sum-exp; a mask is made only where a block needs one. Query blocks that see
+equally many keys share a call: few large calls lose less to waiting threads, above all on a busy machine.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -15,6 +17,7 @@ from visparse_kernels.lists import BlockLists
 from visparse_kernels.lists_views import order_of
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_GATHERED = 8 << 20  # bytes of gathered keys and values per call: more would fall out of the cache
 
 
 def can_run(device: torch.device, dtype: torch.dtype, head_dim: int, block_q: int, block_k: int) -> str | None:
@@ -29,7 +32,7 @@ def can_run(device: torch.device, dtype: torch.dtype, head_dim: int, block_q: in
 def run(
     q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: float, key_bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Compute attention query block by query block; the batch and the heads of a group share each call.
+    """Compute attention group by group; the heads of a group and many query blocks share each call.
 
     See `visparse_kernels.attend` for the arguments.
 
@@ -43,105 +46,111 @@ def run(
     for head, number in enumerate(lists.head_group.tolist()):
         members.setdefault(number, []).append(head)
     members.pop(-1, None)
-    ends = lists.full_offsets.tolist(), lists.partial_offsets.tolist()
+    bias = None if key_bias is None else key_bias.float().expand(batch, heads, -1)
     for number, chosen in members.items():
         pick = slice(chosen[0], chosen[-1] + 1) if chosen[-1] - chosen[0] == len(chosen) - 1 else chosen
-        group = _Group(lists, number, None if key_bias is None else key_bias.expand(-1, heads, -1)[:, pick])
         queries, keys, values = q[:, :, pick], k[:, :, pick], v[:, :, pick]
         group_out, group_lse = torch.zeros_like(queries), lse[:, pick].clone()
-        for block in range(lists.n_q):
-            row = number * lists.n_q + block
-            full, partial = (slice(end[row], end[row + 1]) for end in ends)
-            tokens, seen, mask, dead = group.visit(block, full, partial)
-            if not seen.numel():
-                continue
-            part, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-                _gather(queries, tokens), _gather(keys, seen), _gather(values, seen), attn_mask=mask, scale=scale
-            )
-            if dead is not None:
-                part = part.masked_fill(dead[..., None], 0.0)
-                part_lse = part_lse.masked_fill(dead, -torch.inf)
-            group_out[:, tokens] = part.transpose(1, 2)
-            group_lse[:, :, tokens] = part_lse
+        per_key = 2 * len(chosen) * q.shape[-1] * q.element_size()
+        for part in _parts(lists, number, _GATHERED // per_key):
+            for row in range(batch):
+                mask, dead = part.mask(None if bias is None else bias[row, pick])
+                part_out, part_lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                    _gather(queries[row], part.tokens),
+                    _gather(keys[row], part.seen),
+                    _gather(values[row], part.seen),
+                    attn_mask=mask,
+                    scale=scale,
+                )
+                if dead is not None:
+                    part_out = part_out.masked_fill(dead[..., None], 0.0)
+                    part_lse = part_lse.masked_fill(dead, -torch.inf)
+                at = part.tokens.flatten()
+                group_out[row, at] = part_out.transpose(1, 2).flatten(0, 1)
+                group_lse[row, :, at] = part_lse.transpose(0, 1).flatten(1)
         out[:, :, pick] = group_out
         lse[:, pick] = group_lse
     return out, lse
 
 
 @dataclass
-class _Group:
-    """The lists of one group of heads, ready to say what a query block sees."""
+class _Part:
+    """Query blocks of one group that have equally many queries and see equally many keys.
 
-    lists: BlockLists
-    number: int
-    bias: Tensor | None
+    Args:
+        tokens: int64 [blocks, nq], the query tokens.
+        seen: int64 [blocks, nk], the key tokens that they visit, those of full blocks first.
+        words: int16 [blocks, nq, masked keys / 16], masks of the last keys.
+    """
 
-    def __post_init__(self) -> None:
-        lists = self.lists
-        self.q_order = order_of(lists.q_order, self.number).long().view(lists.n_q, lists.block_q)
-        self.k_order = order_of(lists.k_order, self.number).long().view(lists.n_k, lists.block_k)
-        self.q_padded = (self.q_order < 0).any(1).tolist()
-        self.k_real = self.k_order >= 0
-        self.k_padded = not bool(self.k_real.all())
-        self.tiles = lists.tiles.view(torch.int16)
-        self.real_bits = pack_bits(self.k_real).view(torch.int16)
+    tokens: Tensor
+    seen: Tensor
+    words: Tensor
 
-    def visit(self, block: int, full: slice, partial: slice) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Return what one query block sees.
+    def mask(self, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return what is added to the logits, and which queries see nothing; None where nothing is, or none do.
 
         Args:
-            block: the query block.
-            full: its entries in ``full_indices``.
-            partial: its entries in ``partial_indices``.
+            bias: fp32 [H, Sk], or None.
 
         Returns:
-            ``tokens [nq]``, its query tokens; ``seen [nk]``, the key tokens of the blocks it visits; ``mask``
-            broadcastable to [B, H, nq, nk], added to the logits, or None; ``dead`` broadcastable to [B, H, nq], the
-            queries that see nothing, or None where there can be none.
+            ``mask [blocks, H or 1, nq, nk]`` and ``dead [blocks, H or 1, nq]``.
         """
-        tokens, q_real = self.q_order[block], None
-        if self.q_padded[block]:
-            q_real = tokens >= 0
-            tokens = tokens[q_real]
-        full_keys = self._tokens(self.lists.full_indices[full])
-        columns = self.lists.partial_indices[partial]
-        if not columns.shape[0]:
-            return tokens, full_keys, *self._bias_only(full_keys, tokens.shape[0])
-        words = self.tiles[self.lists.partial_tiles[partial]]
-        if self.k_padded:
-            words = words & self.real_bits[columns][:, None]
-        words = words.transpose(0, 1) if q_real is None else words[:, q_real].transpose(0, 1)
-        masked = _to_additive(words)
-        if self.k_padded:
-            masked = masked[:, self.k_real[columns].flatten()]
-        mask = masked.new_zeros(tokens.shape[0], full_keys.shape[0] + masked.shape[1])
-        mask[:, full_keys.shape[0] :] = masked
-        seen = torch.cat([full_keys, self._tokens(columns)])
-        if self.bias is not None:
-            biased = mask + self.bias[:, :, None, seen].float()
-            return tokens, seen, biased, biased.amax(-1) == -torch.inf
-        dead = None if full_keys.shape[0] else (words == 0).flatten(1).all(1)
-        return tokens, seen, mask[None, None], dead
+        (blocks, n_queries), n_keys = self.tokens.shape, self.seen.shape[1]
+        n_full = n_keys - self.words.shape[2] * 16
+        mask = None
+        if n_full < n_keys:
+            mask = torch.zeros(blocks, 1, n_queries, n_keys)
+            mask[:, 0, :, n_full:] = _to_additive(self.words)
+        if bias is not None:
+            added = bias[:, self.seen].transpose(0, 1)[:, :, None]
+            mask = added.expand(-1, -1, n_queries, -1) if mask is None else mask + added
+            return mask, mask.amax(-1) == -torch.inf
+        dead = None if n_full else (self.words == 0).all(-1)[:, None]
+        return mask, dead
 
-    def _tokens(self, blocks: Tensor) -> Tensor:
-        tokens = self.k_order.index_select(0, blocks).flatten()
-        return tokens[tokens >= 0] if self.k_padded else tokens
 
-    def _bias_only(self, seen: Tensor, n_queries: int) -> tuple[Tensor | None, Tensor | None]:
-        if self.bias is None or not seen.shape[0]:
-            return None, None
-        bias = self.bias[:, :, None, seen].float()
-        return bias.expand(-1, -1, n_queries, -1), bias.amax(-1) == -torch.inf
+def _parts(lists: BlockLists, group: int, limit: int) -> Iterator[_Part]:
+    """Sort the query blocks of a group into parts that gather at most ``limit`` keys, or are one block."""
+    q_order = order_of(lists.q_order, group).long().view(lists.n_q, lists.block_q)
+    k_order = order_of(lists.k_order, group).long().view(lists.n_k, lists.block_k)
+    k_real = k_order >= 0
+    real_bits = pack_bits(k_real).view(torch.int16)
+    # under a mask a padding slot repeats a token of its own block, so nothing else can leak in
+    k_filled = torch.where(k_real, k_order, k_order.amax(1, keepdim=True))
+    tiles = lists.tiles.view(torch.int16)
+    ends = [offsets.tolist() for offsets in (lists.full_offsets, lists.partial_offsets)]
+
+    alike: dict[tuple[int, int, int], list[tuple[Tensor, ...]]] = {}
+    for block in range(lists.n_q):
+        full, partial = (slice(end[group * lists.n_q + block], end[group * lists.n_q + block + 1]) for end in ends)
+        q_slots = (q_order[block] >= 0).nonzero()[:, 0]
+        full_keys = k_order[lists.full_indices[full]].flatten()
+        full_keys = full_keys[full_keys >= 0]
+        columns, tile = lists.partial_indices[partial], lists.partial_tiles[partial]
+        alive = k_real[columns].any(1)
+        columns, tile = columns[alive], tile[alive]
+        seen = torch.cat([full_keys, k_filled[columns].flatten()])
+        if q_slots.numel() and seen.numel():
+            size = (q_slots.numel(), full_keys.numel(), columns.numel())
+            alike.setdefault(size, []).append((q_order[block, q_slots], seen, q_slots, columns, tile))
+    for items in alike.values():
+        step = max(1, limit // items[0][1].numel())
+        for first in range(0, len(items), step):
+            tokens, seen, slots, columns, tile = map(torch.stack, zip(*items[first : first + step], strict=True))
+            words = tiles[tile[:, None], slots[:, :, None]] & real_bits[columns][:, None]
+            yield _Part(tokens, seen, words.flatten(2))
 
 
 def _gather(x: Tensor, tokens: Tensor) -> Tensor:
-    return x.index_select(1, tokens).transpose(1, 2)
+    """Gather rows of x [S, H, D] by tokens [blocks, n] to [blocks, H, n, D]."""
+    return x.index_select(0, tokens.flatten()).view(*tokens.shape, *x.shape[1:]).transpose(1, 2)
 
 
 def _to_additive(words: Tensor) -> Tensor:
-    """Expand 16-bit words [n, blocks, words] to an additive mask [n, blocks * words * 16]: 0 keeps, -inf hides."""
+    """Expand 16-bit words [..., n] to an additive fp32 mask [..., 16 * n]: 0 keeps, -inf hides."""
     index = words.to(torch.int32).bitwise_and_(0xFFFF).flatten()
-    return _additive_table().index_select(0, index).view(words.shape[0], -1)
+    return _additive_table().index_select(0, index).view(*words.shape[:-1], -1)
 
 
 @cache
