@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import visparse.patterns
 from visparse.layout import Grid, Layout
 from visparse.order import visual_blocks
 from visparse.patterns import Dense, Neighborhood, Pattern, Radial, Skip, draw, pattern_from_dict
@@ -131,8 +130,3 @@ def test_pattern_files_run(name: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "density" in done.stdout
-
-
-def test_unknown_attribute() -> None:
-    with pytest.raises(AttributeError, match="has no attribute 'Radical'"):
-        _ = visparse.patterns.Radical

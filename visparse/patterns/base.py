@@ -88,8 +88,9 @@ class Pattern(ABC):
         for code, table in factors:
             code, table = code.to(q.device), table.to(q.device)
             q_has, k_has = presence(q, code, len(table)), presence(k, code, len(table))
-            some &= (q_has @ table.to(q_has) @ k_has.T) > 0
-            every &= (q_has @ (~table).to(q_has) @ k_has.T) == 0
+            kept = q_has @ table.to(q_has) @ k_has.T  # kept pairs of codes, at most block_q * block_k: exact in fp32
+            some &= kept > 0
+            every &= kept == q_has.sum(1)[:, None] * k_has.sum(1)
         return some, every
 
     def alike(self, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor, grid: Grid) -> Tensor | None:
