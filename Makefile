@@ -1,0 +1,43 @@
+# Two commands for newcomers: `make demo` and `make test`. Each sets up everything it needs in .venv.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo "make demo   dense against sparse on the trained model that ships: times, PSNR and a page of pictures"
+	@echo "make test   all tests that need no GPU"
+	@echo "make lint   ruff, import rules, types"
+	@echo "make bench  the attention operator against dense, on this machine"
+	@echo "make clean  remove .venv and what the commands wrote"
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.user: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.user
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@touch $@
+
+demo: $(VENV)/.user
+	$(BIN)/visparse demo --out demo
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+bench: $(VENV)/.user
+	$(BIN)/python kernels/benchmarks/attend.py
+
+clean:
+	rm -rf $(VENV) demo visparse_out build dist
