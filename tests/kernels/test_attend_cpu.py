@@ -89,6 +89,13 @@ def test_dense_lists_equal_dense_attention(impl, make_qkv) -> None:
     assert (out - wanted).abs().max() < 2e-6
 
 
+def test_an_empty_table_of_tiles_may_have_any_strides(make_qkv) -> None:
+    lists = BlockLists.dense(q_len=70, k_len=70, heads=2, block_q=64, block_k=32, device="cpu")
+    odd = replace(lists, tiles=torch.empty_strided((0, 64, 1), (1, 0, 0), dtype=torch.int32))
+    q, k, v = make_qkv(lists)
+    assert torch.equal(attend(q, k, v, odd, impl="cpu"), attend(q, k, v, lists, impl="cpu"))
+
+
 def test_full_blocks_and_masks_of_ones_agree(make_qkv) -> None:
     full = BlockLists.dense(q_len=96, k_len=80, heads=2, block_q=32, block_k=32)
     nothing, everything = torch.zeros_like(full.full_offsets), torch.full((1, 32, 1), -1, dtype=torch.int32)

@@ -118,7 +118,8 @@ def _parts(lists: BlockLists, group: int, limit: int) -> Iterator[_Part]:
     real_bits = pack_bits(k_real).view(torch.int16)
     # under a mask a padding slot repeats a token of its own block, so nothing else can leak in
     k_filled = torch.where(k_real, k_order, k_order.amax(1, keepdim=True))
-    tiles = lists.tiles.view(torch.int16)
+    # flattened first: an empty table may have strides that `view` refuses
+    tiles = lists.tiles.flatten().view(torch.int16).view(-1, lists.block_q, lists.block_k // 16)
     ends = [offsets.tolist() for offsets in (lists.full_offsets, lists.partial_offsets)]
 
     alike: dict[tuple[int, int, int], list[tuple[Tensor, ...]]] = {}
