@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
@@ -21,10 +20,12 @@ def test_plain_folders_have_no_init() -> None:
 def test_hugging_face_kernels_is_importable_from_the_root() -> None:
     pytest.importorskip("kernels", reason="Hugging Face's kernels is not installed (pip install -e .[dev])")
     code = (
-        "from kernels import get_kernel; from diffusers.utils import is_kernels_available; print(is_kernels_available())"
+        "from kernels import get_kernel\n"
+        "from diffusers.utils import is_kernels_available\n"
+        "print(callable(get_kernel), is_kernels_available())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "True", done.stderr
+    assert done.stdout.strip() == "True True", done.stderr
 
 
 def test_top_level_folders_are_the_five() -> None:
@@ -57,6 +58,7 @@ def test_wheel_holds_three_packages_and_the_model(wheel: zipfile.ZipFile) -> Non
 
 
 def test_requirements_are_lower_bounds() -> None:
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for requirement in project["dependencies"]:
         assert re.match(r"^[a-z]+>=[\d.]+(; .*)?$", requirement), requirement

@@ -12,7 +12,7 @@ from visparse.adapter import find_denoisers, unwrapped
 from visparse.handle import Handle
 from visparse.plan import SparsePlan
 from visparse.presets import load_plan
-from visparse.report import Report, make_report
+from visparse.reporting import Report, make_report
 from visparse.settings import Settings
 from visparse.steps import Clock, SchedulerSteps
 

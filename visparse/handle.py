@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from visparse.plan import SparsePlan
-from visparse.report import Report, make_report
+from visparse.reporting import Report, make_report
 
 if TYPE_CHECKING:
     from visparse.session import Session

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from diffusers import WanPipeline
 from torch.overrides import TorchFunctionMode
+
 from visparse_pipelines import tiny_video_path
 
 ATTENTION = torch.nn.functional.scaled_dot_product_attention

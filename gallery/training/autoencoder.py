@@ -21,9 +21,19 @@ from whole_clip import decode, encode
 
 LATENT = 8
 CONFIG = dict(
-    base_dim=48, decoder_base_dim=64, z_dim=LATENT, dim_mult=[1, 2], num_res_blocks=1, temperal_downsample=[True],
-    in_channels=12, out_channels=12, patch_size=2, scale_factor_temporal=2, scale_factor_spatial=4,
-    latents_mean=[0.0] * LATENT, latents_std=[1.0] * LATENT,
+    base_dim=48,
+    decoder_base_dim=64,
+    z_dim=LATENT,
+    dim_mult=[1, 2],
+    num_res_blocks=1,
+    temperal_downsample=[True],
+    in_channels=12,
+    out_channels=12,
+    patch_size=2,
+    scale_factor_temporal=2,
+    scale_factor_spatial=4,
+    latents_mean=[0.0] * LATENT,
+    latents_std=[1.0] * LATENT,
 )
 
 
@@ -90,8 +100,11 @@ def held_out_psnr(vae: AutoencoderKLWan, pictures: Pictures, clips: list[torch.T
         sheet.append([x[0, :, 0], y[0, :, 0], x[0, :, -1], y[0, :, -1]])
     contact_sheet(sheet, out / "held_out.jpg")
     pictures_db, real_db = torch.cat(values), torch.cat(real)
-    return {"held_out_pictures_db": float(pictures_db.mean()), "worst_db": float(pictures_db.min()),
-            "held_out_clips_db": float(real_db.mean())}
+    return {
+        "held_out_pictures_db": float(pictures_db.mean()),
+        "worst_db": float(pictures_db.min()),
+        "held_out_clips_db": float(real_db.mean()),
+    }
 
 
 def main() -> None:
@@ -147,7 +160,9 @@ def main() -> None:
         if step == 5 or step % 100 == 0:
             mean = float(torch.stack(errors).mean())
             rate_text = f"{(time.time() - warm) / len(errors) * 1000:.0f} ms a step"
-            log(f"step {step} at {fraction:.2f}: PSNR {-10 * torch.tensor(mean / 4).log10():.2f} dB, loss {loss.item():.4f}, {rate_text}")
+            log(
+                f"step {step} at {fraction:.2f}: PSNR {-10 * torch.tensor(mean / 4).log10():.2f} dB, loss {loss.item():.4f}, {rate_text}"
+            )
             errors, warm = [], time.time()
     with torch.no_grad():
         for p, a in zip(parameters, average, strict=True):

@@ -99,8 +99,14 @@ def real_clips(folder: Path, device: torch.device, split: str) -> list[torch.Ten
 
 
 def camera_clips(
-    pixels: torch.Tensor, index: torch.Tensor, motion: torch.Tensor, generator: torch.Generator, frames: int = FRAMES,
-    *, view: tuple[float, float] = (0.97, 1.03), side: int = SIDE,
+    pixels: torch.Tensor,
+    index: torch.Tensor,
+    motion: torch.Tensor,
+    generator: torch.Generator,
+    frames: int = FRAMES,
+    *,
+    view: tuple[float, float] = (0.97, 1.03),
+    side: int = SIDE,
 ) -> torch.Tensor:
     """Clips of pictures `index` under `motion`, `[B, 3, frames, side, side]` in -1..1; a motion of 6 holds still.
 

@@ -12,7 +12,13 @@ class LatentBank:
     """Normalised latents `[n, z, t, h, w]` of training pictures under random motion, with the index of their caption."""
 
     def __init__(
-        self, vae: AutoencoderKLWan, pictures: Pictures, frames: int, count: int, seconds: float, generator: torch.Generator
+        self,
+        vae: AutoencoderKLWan,
+        pictures: Pictures,
+        frames: int,
+        count: int,
+        seconds: float,
+        generator: torch.Generator,
     ) -> None:
         device, start = generator.device, time.time()
         train = (~pictures.held_out).nonzero()[:, 0]

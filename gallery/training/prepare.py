@@ -80,7 +80,9 @@ def clips(source: Path, out: tarfile.TarFile) -> list[dict[str, str]]:
                     break
                 image = Image.fromarray(np.asarray(frame))
                 scale = FRAME_SIDE / min(image.size)
-                image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
+                image = image.resize(
+                    (round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC
+                )
                 left = (image.width - 216) // 2 if image.width > 216 else 0
                 image = image.crop((left, 0, left + min(216, image.width), FRAME_SIDE))
                 pack(out, f"clips/{name}/{count:04d}.webp", image, quality=75)

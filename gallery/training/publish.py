@@ -29,7 +29,9 @@ def main() -> None:
     args = parser.parse_args()
     shutil.copytree(args.pipeline, args.out, dirs_exist_ok=True)
     edit(args.out / "model_index.json", lambda d: d.update(tokenizer=["transformers", "PreTrainedTokenizerFast"]))
-    edit(args.out / "tokenizer" / "tokenizer_config.json", lambda d: d.update(tokenizer_class="PreTrainedTokenizerFast"))
+    edit(
+        args.out / "tokenizer" / "tokenizer_config.json", lambda d: d.update(tokenizer_class="PreTrainedTokenizerFast")
+    )
     edit(args.out / "vae" / "config.json", lambda d: d.pop("_name_or_path", None))
     size = sum(p.stat().st_size for p in args.out.rglob("*") if p.is_file()) / 1e6
     print(f"{args.out}: {size:.1f} MB")

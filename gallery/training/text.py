@@ -25,8 +25,17 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 def build_encoder(vocabulary: int) -> UMT5EncoderModel:
     config = UMT5Config(
-        vocab_size=vocabulary, d_model=TEXT_DIM, d_kv=32, num_heads=4, d_ff=256, num_layers=2,
-        feed_forward_proj="gated-gelu", dropout_rate=0.0, pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
+        vocab_size=vocabulary,
+        d_model=TEXT_DIM,
+        d_kv=32,
+        num_heads=4,
+        d_ff=256,
+        num_layers=2,
+        feed_forward_proj="gated-gelu",
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
     )
     encoder = UMT5EncoderModel(config)
     with torch.no_grad():

@@ -28,8 +28,15 @@ SHIFT = 3.0  # of the noise schedule, in training and sampling
 BATCH = {1: 256, 5: 40, 9: 20}  # clips a process and step, by latent frames
 BACKENDS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 CONFIG = dict(
-    patch_size=(1, 1, 1), num_attention_heads=4, attention_head_dim=64, text_dim=TEXT_DIM, freq_dim=256, ffn_dim=1024,
-    num_layers=8, cross_attn_norm=True, rope_max_seq_len=256,
+    patch_size=(1, 1, 1),
+    num_attention_heads=4,
+    attention_head_dim=64,
+    text_dim=TEXT_DIM,
+    freq_dim=256,
+    ffn_dim=1024,
+    num_layers=8,
+    cross_attn_norm=True,
+    rope_max_seq_len=256,
 )
 
 
@@ -84,8 +91,13 @@ class Trainer:
             p.data, a.data = a.data, p.data
 
     def save(self, path: Path) -> None:
-        state = {"model": self.model.state_dict(), "text": self.text.state_dict(), "average": self.average,
-                 "optimizers": [o.state_dict() for o in self.optimizers], "steps": self.steps}
+        state = {
+            "model": self.model.state_dict(),
+            "text": self.text.state_dict(),
+            "average": self.average,
+            "optimizers": [o.state_dict() for o in self.optimizers],
+            "steps": self.steps,
+        }
         torch.save(state, path)
 
     def load(self, path: Path) -> None:
@@ -109,8 +121,12 @@ def noise_levels(n: int, generator: torch.Generator) -> torch.Tensor:
 
 
 def flow_loss(
-    trainer: Trainer, teacher: WanTransformer3DModel | None, captions: Captions, batch: tuple[torch.Tensor, torch.Tensor],
-    generator: torch.Generator, guidance: float,
+    trainer: Trainer,
+    teacher: WanTransformer3DModel | None,
+    captions: Captions,
+    batch: tuple[torch.Tensor, torch.Tensor],
+    generator: torch.Generator,
+    guidance: float,
 ) -> torch.Tensor:
     x, caption = batch
     n, device = len(x), x.device
@@ -132,7 +148,14 @@ def flow_loss(
 
 
 @torch.no_grad()
-def sample(model: WanTransformer3DModel, text: torch.Tensor, shape: tuple[int, ...], steps: int, scale: float, empty: torch.Tensor) -> torch.Tensor:
+def sample(
+    model: WanTransformer3DModel,
+    text: torch.Tensor,
+    shape: tuple[int, ...],
+    steps: int,
+    scale: float,
+    empty: torch.Tensor,
+) -> torch.Tensor:
     """Latents by Euler steps from fixed noise; `scale` 1 means one pass a step."""
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(11)).to(text.device)
     levels = torch.linspace(1, 0, steps + 1, device=text.device)
@@ -157,10 +180,23 @@ def sheet(
     mean = torch.tensor(vae.config.latents_mean, device=table.device).view(1, -1, 1, 1, 1)
     std = torch.tensor(vae.config.latents_std, device=table.device).view(1, -1, 1, 1, 1)
     rows = []
-    with torch.no_grad(), torch.autocast(table.device.type, dtype=torch.bfloat16), sdpa_kernel(BACKENDS, set_priority=True):
+    with (
+        torch.no_grad(),
+        torch.autocast(table.device.type, dtype=torch.bfloat16),
+        sdpa_kernel(BACKENDS, set_priority=True),
+    ):
         for j in range(3):
-            picks = torch.tensor([k * (len(MOTIONS) + 1) + (k + 2 * j) % len(MOTIONS) for k in range(len(NAMES))], device=table.device)
-            x = sample(trainer.model, table[picks], (len(NAMES), channels, frames, 32, 32), steps, 1.0 if guided else 3.0, table[captions.empty])
+            picks = torch.tensor(
+                [k * (len(MOTIONS) + 1) + (k + 2 * j) % len(MOTIONS) for k in range(len(NAMES))], device=table.device
+            )
+            x = sample(
+                trainer.model,
+                table[picks],
+                (len(NAMES), channels, frames, 32, 32),
+                steps,
+                1.0 if guided else 3.0,
+                table[captions.empty],
+            )
             clips = decode(vae, x * std + mean).float()
             last = clips.shape[2] - 1
             rows += [[c[:, f] for c in clips] for f in ((0,) if last == 0 else (0, last // 2, last))]
@@ -175,7 +211,9 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, help="a pipeline folder to start from, without optimizer state")
     parser.add_argument("--stages", default="1:600,5:500,9:200,9g:300")
     parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--decay", type=float, default=0.45, help="share of this call's time over which the rate falls; 0: never")
+    parser.add_argument(
+        "--decay", type=float, default=0.45, help="share of this call's time over which the rate falls; 0: never"
+    )
     parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--bank", type=int, default=16384, help="latents of pictures a process; half as many of clips")
     parser.add_argument("--bank-seconds", type=float, default=25)
@@ -201,12 +239,17 @@ def main() -> None:
     if state.exists() and not args.resume:
         trainer.load(state)
         log(f"resumed after {trainer.steps} steps")
-    log(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M + {sum(p.numel() for p in text.parameters()) / 1e6:.2f} M parameters, {len(pictures.kind)} pictures, {world} processes")
+    log(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M + {sum(p.numel() for p in text.parameters()) / 1e6:.2f} M parameters, {len(pictures.kind)} pictures, {world} processes"
+    )
     if not args.no_compile:
         torch._dynamo.config.cache_size_limit = 64
         for block in model.blocks:
             block.compile(dynamic=False)
-    stages = [(int(f.rstrip("g")), f.endswith("g"), float(s)) for f, s in (stage.split(":") for stage in args.stages.split(","))]
+    stages = [
+        (int(f.rstrip("g")), f.endswith("g"), float(s))
+        for f, s in (stage.split(":") for stage in args.stages.split(","))
+    ]
     total, spent, history = sum(s for *_, s in stages), 0.0, []
     bank, bank_frames, teacher, started = None, 0, None, trainer.steps
     for frames, guided, seconds in stages:
@@ -217,10 +260,18 @@ def main() -> None:
                 stats = torch.stack([bank.latents.mean((0, 2, 3, 4)), bank.latents.std((0, 2, 3, 4))])
                 if world > 1:
                     torch.distributed.broadcast(stats, 0)
-                vae.register_to_config(latents_mean=[round(v, 5) for v in stats[0].tolist()], latents_std=[round(v, 5) for v in stats[1].tolist()])
-            bank.normalise(torch.tensor(vae.config.latents_mean, device=device), torch.tensor(vae.config.latents_std, device=device))
+                vae.register_to_config(
+                    latents_mean=[round(v, 5) for v in stats[0].tolist()],
+                    latents_std=[round(v, 5) for v in stats[1].tolist()],
+                )
+            bank.normalise(
+                torch.tensor(vae.config.latents_mean, device=device),
+                torch.tensor(vae.config.latents_std, device=device),
+            )
             bank_frames = frames
-            log(f"bank of {len(bank.latents)} x {tuple(bank.latents.shape[1:])}; latents std {bank.latents.float().std():.3f}")
+            log(
+                f"bank of {len(bank.latents)} x {tuple(bank.latents.shape[1:])}; latents std {bank.latents.float().std():.3f}"
+            )
         if guided and teacher is None:
             trainer.swap_average()
             teacher = copy.deepcopy(model).eval().requires_grad_(False)
@@ -232,13 +283,19 @@ def main() -> None:
             if within >= seconds:
                 break
             with torch.autocast(device.type, dtype=torch.bfloat16), sdpa_kernel(BACKENDS, set_priority=True):
-                loss = flow_loss(trainer, teacher if guided else None, captions, bank(n, generator), generator, args.guidance)
-            norm = trainer.step(loss, schedule((spent + within) / total, trainer.steps - started, decay=args.decay or 1e-9))
+                loss = flow_loss(
+                    trainer, teacher if guided else None, captions, bank(n, generator), generator, args.guidance
+                )
+            norm = trainer.step(
+                loss, schedule((spent + within) / total, trainer.steps - started, decay=args.decay or 1e-9)
+            )
             losses.append(loss.detach())
             if trainer.steps % 100 == 0 or len(history) + len(losses) < 3:
                 mean = float(torch.stack(losses).mean())
                 history.append({"step": trainer.steps, "frames": frames, "guided": guided, "loss": round(mean, 5)})
-                log(f"step {trainer.steps} frames {frames}{'g' if guided else ''} x {n}: loss {mean:.4f}, norm {float(norm):.2f}, {(time.time() - since) / len(losses) * 1000:.0f} ms a step")
+                log(
+                    f"step {trainer.steps} frames {frames}{'g' if guided else ''} x {n}: loss {mean:.4f}, norm {float(norm):.2f}, {(time.time() - since) / len(losses) * 1000:.0f} ms a step"
+                )
                 since, losses = time.time(), []
         spent += seconds
     if rank == 0:
@@ -247,12 +304,25 @@ def main() -> None:
         trainer.swap_average()
         model.eval(), text.eval()
         sheet(trainer, vae, captions, bank_frames, stages[-1][1], args.sheet_steps, args.out / "sheet.jpg")
-        record = {"steps": trainer.steps, "stages": args.stages, "processes": world, "rate": args.rate, "guidance": args.guidance, "history": history}
+        record = {
+            "steps": trainer.steps,
+            "stages": args.stages,
+            "processes": world,
+            "rate": args.rate,
+            "guidance": args.guidance,
+            "history": history,
+        }
         (args.out / "training.json").write_text(json.dumps(record) + "\n")
         scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
         plain = build_transformer(vae.config.z_dim)
         plain.load_state_dict({k.removeprefix("_orig_mod."): v for k, v in model.state_dict().items()})
-        WanPipeline(tokenizer=tokenizer, text_encoder=text.cpu(), vae=vae.half().cpu(), scheduler=scheduler, transformer=plain.half()).save_pretrained(args.out / "pipeline")
+        WanPipeline(
+            tokenizer=tokenizer,
+            text_encoder=text.cpu(),
+            vae=vae.half().cpu(),
+            scheduler=scheduler,
+            transformer=plain.half(),
+        ).save_pretrained(args.out / "pipeline")
         log("written", args.out)
     finish()
 

@@ -12,7 +12,9 @@ from functools import cache
 import triton
 import triton.language as tl
 
-INTERPRET: bool = os.environ.get("TRITON_INTERPRET", "0") == "1"  # triton.knobs is younger than the oldest Triton served
+INTERPRET: bool = (
+    os.environ.get("TRITON_INTERPRET", "0") == "1"
+)  # triton.knobs is younger than the oldest Triton served
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from torch import nn
 from visparse.layout import Layout
 from visparse.patterns import Neighborhood
 from visparse.plan import SparsePlan
-from visparse.report import make_report
+from visparse.reporting import make_report
 from visparse.route import LayerStats
 from visparse.router import Router
 from visparse.rules import ModelFingerprint, Rule
