@@ -2,21 +2,25 @@
 
     torchrun --nproc-per-node 1 gallery/training/autoencoder.py --data build/training_data --out build/vae --minutes 20
 
-Writes a stock `AutoencoderKLWan` folder. Pictures under synthetic camera motion, photographs and real clips; the error is
-measured on held-out pictures and held-out clip files.
+Writes a stock `AutoencoderKLWan` folder. Pictures under synthetic camera motion, photographs and real clips; the error
+is measured on held-out pictures and held-out clip files.
 """
 
 import argparse
 import json
+import math
 import random
-import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from data import FRAMES, SIDE, Pictures, camera_clips, contact_sheet, psnr, real_clips, schedule
+from camera import camera_clips
+from data import FRAMES, SIDE, Pictures, real_clips
 from diffusers import AutoencoderKLWan
-from parallel import average_gradients, finish, log, same_clock, setup
+from held_out import held_out_psnr
+from loop import Meter, schedule, until
+from parallel import finish, log, setup
+from weights import Weights
 from whole_clip import decode, encode
 
 LATENT = 8
@@ -38,13 +42,20 @@ CONFIG = dict(
 
 
 class Batches:
-    """Training clips: three of four from pictures, one of four real."""
+    """Training clips: three of four from pictures, one of four real.
+
+    Args:
+        pictures: the held-out ones are left out.
+        clips: real ones, each `uint8 [frames, 3, h, w]`.
+        generator: of pictures and motions, on their device.
+    """
 
     def __init__(self, pictures: Pictures, clips: list[torch.Tensor], generator: torch.Generator) -> None:
         self.pixels, self.clips, self.g = pictures.pixels, clips, generator
         self.train = (~pictures.held_out).nonzero()[:, 0]
 
     def real(self, frames: int) -> torch.Tensor:
+        """A piece of a real clip, `[3, frames, side, side]` in -1..1, at its own or at double speed."""
         clip = random.choice(self.clips)
         stride = random.choice((1, 1, 2))
         start = random.randrange(max(1, len(clip) - stride * (frames - 1)))
@@ -54,6 +65,7 @@ class Batches:
         return clip[index, :, y : y + SIDE, x : x + SIDE].float().div(127.5).sub(1).transpose(0, 1)
 
     def __call__(self, n: int, frames: int) -> torch.Tensor:
+        """A batch of clips `[n, 3, frames, side, side]` in -1..1."""
         made = n - n // 4
         index = self.train[torch.randint(len(self.train), (made,), generator=self.g, device=self.g.device)]
         motion = torch.randint(7, (made,), generator=self.g, device=self.g.device)
@@ -62,7 +74,15 @@ class Batches:
 
 
 def loss_of(vae: AutoencoderKLWan, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Reconstruction, its gradients, a little KL; half-size latents must decode to the half-size clip."""
+    """Reconstruction, its gradients, a little KL; half-size latents must decode to the half-size clip.
+
+    Args:
+        vae: encodes and decodes.
+        x: clips `[B, 3, F, H, W]` in -1..1.
+
+    Returns:
+        The loss, and the mean squared error in it.
+    """
     mean, log_var = encode(vae, x).float().chunk(2, 1)
     log_var = log_var.clamp(-20, 10)
     z = mean + (log_var / 2).exp() * torch.randn_like(mean)
@@ -78,36 +98,8 @@ def loss_of(vae: AutoencoderKLWan, x: torch.Tensor) -> tuple[torch.Tensor, torch
     return F.l1_loss(y, x) + 2 * error + 0.5 * first + 0.4 * edges + 0.25 * small + 2e-3 * kl, error
 
 
-@torch.no_grad()
-def held_out_psnr(vae: AutoencoderKLWan, pictures: Pictures, clips: list[torch.Tensor], out: Path) -> dict[str, float]:
-    """PSNR by the stock encode and decode, over held-out pictures under motion and held-out clip files."""
-    g = torch.Generator(pictures.pixels.device).manual_seed(5)
-    held = pictures.held_out.nonzero()[:, 0]
-    held = held[torch.randperm(len(held), generator=torch.Generator().manual_seed(7))[:96].to(held.device)]
-    values, sheet = [], []
-    for i in range(0, len(held), 16):
-        index = held[i : i + 16]
-        x = camera_clips(pictures.pixels, index, torch.arange(len(index), device=index.device) % 7, g)
-        y = vae.decode(vae.encode(x).latent_dist.mode()).sample
-        values.append(psnr(y, x))
-        if i == 0:
-            sheet = [[x[j, :, 0], y[j, :, 0], x[j, :, -1], y[j, :, -1]] for j in range(6)]
-    real = []
-    for clip in clips:
-        x = clip[:FRAMES, :, :SIDE, 20 : 20 + SIDE].float().div(127.5).sub(1).transpose(0, 1)[None]
-        y = vae.decode(vae.encode(x).latent_dist.mode()).sample
-        real.append(psnr(y, x))
-        sheet.append([x[0, :, 0], y[0, :, 0], x[0, :, -1], y[0, :, -1]])
-    contact_sheet(sheet, out / "held_out.jpg")
-    pictures_db, real_db = torch.cat(values), torch.cat(real)
-    return {
-        "held_out_pictures_db": float(pictures_db.mean()),
-        "worst_db": float(pictures_db.min()),
-        "held_out_clips_db": float(real_db.mean()),
-    }
-
-
 def main() -> None:
+    """Train for the minutes given, measure, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("build/training_data"))
     parser.add_argument("--out", type=Path, default=Path("build/vae"))
@@ -131,47 +123,32 @@ def main() -> None:
     log(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters")
     parameters = list(vae.parameters())
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=1e-4, fused=device.type == "cuda")
-    average = [p.detach().clone() for p in parameters]
+    weights = Weights(parameters, [optimizer], rate=1.5e-3, keep=0.998)
     step_loss = loss_of if args.no_compile else torch.compile(loss_of, dynamic=False)
     torch.backends.cudnn.benchmark = True
     torch.manual_seed(rank + 1)
-    start = warm = time.time()
-    step, errors = 0, []
-    while True:
-        fraction = same_clock((time.time() - start) / (60 * args.minutes), device)
-        if fraction >= 1:
-            break
+    seconds, meter = 60 * args.minutes, Meter()
+    for passed in until(seconds, device):
+        fraction = passed / seconds
         short = fraction < 0.65
         x = batches(args.batch * (2 if short else 1), 9 if short else FRAMES)
         x = x.to(memory_format=torch.channels_last_3d)
-        rate = 1.5e-3 * schedule(fraction, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
         with torch.autocast(device.type, dtype=torch.bfloat16):
             loss, error = step_loss(vae, x)
-        loss.backward()
-        average_gradients(parameters)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        step += 1
-        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - min(0.998, (step + 1) / (step + 10)))
-        errors.append(error.detach())
-        if step == 5 or step % 100 == 0:
-            mean = float(torch.stack(errors).mean())
-            rate_text = f"{(time.time() - warm) / len(errors) * 1000:.0f} ms a step"
+        weights.step(loss, schedule(fraction, weights.steps))
+        meter.add(error)
+        if weights.steps == 5 or weights.steps % 100 == 0:
+            mean, milliseconds = meter.read()
             log(
-                f"step {step} at {fraction:.2f}: PSNR {-10 * torch.tensor(mean / 4).log10():.2f} dB, loss {loss.item():.4f}, {rate_text}"
+                f"step {weights.steps} at {fraction:.2f}: PSNR {-10 * math.log10(mean / 4):.2f} dB, "
+                f"loss {loss.item():.4f}, {milliseconds:.0f} ms a step"
             )
-            errors, warm = [], time.time()
-    with torch.no_grad():
-        for p, a in zip(parameters, average, strict=True):
-            p.copy_(a)
+    weights.swap_average()
     vae.eval()
     if rank == 0:
         args.out.mkdir(parents=True, exist_ok=True)
-        measured = held_out_psnr(vae, pictures, real_clips(args.data, device, "held_out"), args.out)
-        record = {"steps": step, "minutes": args.minutes, "processes": world, "batch": args.batch, **measured}
+        measured = held_out_psnr(vae, pictures, real_clips(args.data, device, "held_out"), args.out / "held_out.jpg")
+        record = {"steps": weights.steps, "minutes": args.minutes, "processes": world, "batch": args.batch, **measured}
         log("held out:", json.dumps(record))
         vae.half().save_pretrained(args.out)
         (args.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")

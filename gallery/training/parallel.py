@@ -43,16 +43,22 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
         offset += g.numel()
 
 
-def same_clock(fraction: float, device: torch.device) -> float:
-    """The first process's fraction of the time, so that all stop at the same step."""
+def from_first(tensor: torch.Tensor) -> torch.Tensor:
+    """The first process's values, written into `tensor`."""
+    if dist.is_initialized():
+        dist.broadcast(tensor, 0)
+    return tensor
+
+
+def same_clock(seconds: float, device: torch.device) -> float:
+    """The first process's seconds, so that all stop at the same step."""
     if not dist.is_initialized():
-        return fraction
-    t = torch.tensor([fraction], device=device)
-    dist.broadcast(t, 0)
-    return float(t)
+        return seconds
+    return float(from_first(torch.tensor([seconds], device=device)))
 
 
 def finish() -> None:
+    """Wait for the other processes and end."""
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

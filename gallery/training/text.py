@@ -24,6 +24,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_encoder(vocabulary: int) -> UMT5EncoderModel:
+    """A new encoder for so many tokens."""
     config = UMT5Config(
         vocab_size=vocabulary,
         d_model=TEXT_DIM,
@@ -52,5 +53,6 @@ class Captions:
         self.empty = len(self.ids) - 1
 
     def embed(self, encoder: UMT5EncoderModel) -> torch.Tensor:
+        """Embeddings by the present weights of `encoder`; padding is 0."""
         hidden = encoder(self.ids, self.mask).last_hidden_state * self.mask[..., None]
         return F.pad(hidden, (0, 0, 0, TEXT_LENGTH - hidden.shape[1]))

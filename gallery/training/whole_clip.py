@@ -1,8 +1,8 @@
 """`AutoencoderKLWan` on a whole clip at once: the same numbers as its frame-by-frame caches, in far fewer launches.
 
-The stock class walks a clip in pieces of four frames and carries caches from piece to piece. Its convolutions are causal, so
-one pass over the whole clip gives the same result if the first frame is left out of the temporal resampling. Training uses this;
-`tests/gallery/test_whole_clip.py` compares it with the stock class.
+The stock class walks a clip in pieces of four frames and carries caches from piece to piece. Its convolutions are
+causal, so one pass over the whole clip gives the same result if the first frame is left out of the temporal resampling.
+Training uses this; `tests/gallery/test_whole_clip.py` compares it with the stock class.
 """
 
 import torch
@@ -11,6 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, patchi
 
 
 def _resample(layer: WanResample, x: torch.Tensor) -> torch.Tensor:
+    """The stock layer on all frames at once; the first frame is not resampled in time."""
     if layer.mode == "upsample3d" and x.shape[2] > 1:
         rest = layer.time_conv(x[:, :, 1:])
         b, c, t, h, w = rest.shape
