@@ -159,6 +159,22 @@ class SparsePlan:
                 f"(0 to {model.layers - 1})"
             )
 
+    def check_grid(self, model: ModelFingerprint, grid: tuple[int, int, int], total: int | None) -> None:
+        """Refuse a grid that a pattern does not fit, before the first dense step is paid for.
+
+        Args:
+            model: fingerprint of the model at hand.
+            grid: (frames, height, width), in tokens.
+            total: number of steps of the run, None while unknown.
+
+        Raises:
+            ValueError: a pattern that some layer uses at some step does not fit; the text says how.
+        """
+        stages = self._marks(total)
+        uses = [self.names(layer, model.heads, stage) for layer in range(model.layers) for stage in stages]
+        for name in sorted({name for names in uses if names is not None for name in names}):
+            self.patterns[name].resolve(grid).factors(grid)
+
     # ---- JSON --------------------------------------------------------------------------------------------------------
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from visparse.layout import Layout
 from visparse.plan import SparsePlan
 
 if TYPE_CHECKING:
-    from visparse.route import LayerRoute
+    from visparse.route import LayerRoute, LayerStats
     from visparse.router import Router
     from visparse.session import Session
     from visparse_kernels import BlockLists
@@ -28,8 +28,8 @@ class LayerReport:
         layer: index.
         state: "sparse", "dense" (by the plan) or "not served"; "unknown" before any run.
         why: reason where it is not sparse.
-        density: kept pairs / all pairs, mean over heads; None where not known.
-        block_density: visited blocks / all blocks, mean over heads; None where not known.
+        density: kept pairs / all pairs, mean over heads and sparse calls; None where not known.
+        block_density: visited blocks / all blocks, mean over heads and sparse calls; None where not known.
         sparse_calls, dense_calls: calls served by block lists, and by the model's own attention.
         fallbacks: reason -> number of calls that ran dense against the plan.
     """
@@ -59,7 +59,8 @@ class ModelReport:
         impl: implementation of `attend` that serves the sparse layers; None where there is none.
         impl_reasons: candidate -> why it can or cannot serve them.
         denoiser_seconds: time in the denoiser; None where it was not measured.
-        attention_seconds: time in its self-attention; None where it was not measured.
+        attention_seconds: time in its self-attention; None where it was not measured. A report for a grid that was
+            asked for has no times, no calls and no fallbacks.
         list_seconds: time spent on making block lists.
         attention_share: share of a dense step that self-attention would take; needs one dense and measured call.
         efficiency: (time of a dense call x block density) / time of a sparse call; 1 is ideal.
@@ -141,15 +142,21 @@ def make_report(plan: SparsePlan, sessions: Mapping[str, Session], grid: tuple[i
 
 
 def _model_report(name: str, session: Session, grid: tuple[int, int, int] | None) -> ModelReport:
+    from visparse.route import LayerStats  # here, so that `import visparse` stays light
+
     router, clock = session.router, session.router.clock
-    layout = router.layout if grid is None else Layout(grid=grid)
-    lists = _preview(session, layout) if grid is not None and layout is not None else [r.lists for r in router.routes]
-    densities = {id(entry): (entry.density, entry.block_density) for entry in lists if entry is not None}
-    impl, reasons = _impl(session, lists)
+    router.follow_run()
+    layout, why, lists = router.layout, router.why, [route.lists for route in router.routes]
+    stats = [route.stats for route in router.routes]
+    if grid is not None:
+        layout = Layout(grid=grid)
+        why = router.off_grid(layout)
+        lists, stats = _preview(session, layout), [LayerStats() for _ in stats]
     layers = tuple(
-        _layer_report(route, entry, densities, layout is not None)
-        for route, entry in zip(router.routes, lists, strict=True)
+        _layer_report(route, counts, entry, layout is not None, why)
+        for route, counts, entry in zip(router.routes, stats, lists, strict=True)
     )
+    impl, reasons = _impl(session, stats, lists)
     return ModelReport(
         component=name,
         model_class=router.model.model_class,
@@ -163,7 +170,7 @@ def _model_report(name: str, session: Session, grid: tuple[int, int, int] | None
         impl_reasons=reasons,
         list_seconds=router.list_seconds,
         layers=layers,
-        **_times(router, layers),
+        **_times(router.denoiser_seconds, stats, layers),
     )
 
 
@@ -177,20 +184,23 @@ def _preview(session: Session, layout: Layout) -> list[BlockLists | None]:
 
 
 def _layer_report(
-    route: LayerRoute, lists: BlockLists | None, densities: Mapping[int, tuple[float, float]], known: bool
+    route: LayerRoute, stats: LayerStats, lists: BlockLists | None, known: bool, off: str | None
 ) -> LayerReport:
-    stats, plan = route.stats, route.router.plan
+    counted = stats.served or stats.dense or stats.fallbacks  # not before a run, and not in compiled code
+    served = stats.served if counted or lists is None else {lists: 1}
     state, why = "sparse", None
     if route.unserved is not None:
         state, why = "not served", route.unserved
     elif not known:
         state, why = "unknown", "no run yet; ask for a grid: report(pipe, grid=(frames, height, width))"
-    elif lists is None:
-        state = "dense"
-        why = "dense layer" if plan.is_dense_layer(route.layer) else route.router.why or "dense pattern or step"
-    elif stats.fallbacks and not stats.sparse:
+    elif not served and stats.fallbacks:
         state, why = "not served", next(iter(stats.fallbacks))
-    density, block_density = (1.0, 1.0) if state == "dense" else densities.get(id(lists), (None, None))
+    elif not served:
+        state = "dense"
+        why = "dense layer" if route.router.plan.is_dense_layer(route.layer) else off or "dense pattern or step"
+    density, block_density = (1.0, 1.0) if state == "dense" else (None, None)
+    if state == "sparse":
+        density, block_density = _over_calls(served, "density"), _over_calls(served, "block_density")
     return LayerReport(
         layer=route.layer,
         state=state,
@@ -203,6 +213,10 @@ def _layer_report(
     )
 
 
+def _over_calls(served: Mapping[BlockLists, int], name: str) -> float:
+    return sum(getattr(lists, name) * calls for lists, calls in served.items()) / sum(served.values())
+
+
 def _dense_steps(router: Router) -> int | None:
     try:
         return router.plan.first_sparse_step(router.clock.total)
@@ -210,24 +224,28 @@ def _dense_steps(router: Router) -> int | None:
         return None
 
 
-def _impl(session: Session, lists: list[BlockLists | None]) -> tuple[str | None, dict[str, str]]:
+def _impl(
+    session: Session, stats: list[LayerStats], lists: list[BlockLists | None]
+) -> tuple[str | None, dict[str, str]]:
     """The implementation that serves the sparse layers, and every candidate's reason."""
     from visparse_kernels import choose, explain  # here, so that `import visparse` stays light
 
-    sparse = next((entry for entry in lists if entry is not None), None)
+    seen = [(entry, counts.inputs) for counts in stats for entry in counts.served]
+    sparse, inputs = next(iter(seen or [(entry, None) for entry in lists if entry is not None]), (None, None))
     if sparse is None:
         return None, {}
-    weights, model = next(session.module.parameters()), session.router.model
-    q = torch.empty(1, 1, model.heads, model.head_dim, device=weights.device, dtype=weights.dtype)
+    # before any call: the attention's own weights, since other parts of a denoiser may be kept in float32
+    weights, model = next(session.layers[0][0].parameters()), session.router.model
+    device, dtype = inputs or (weights.device, weights.dtype)
+    q = torch.empty(1, 1, model.heads, model.head_dim, device=device, dtype=dtype)
     return choose(q, sparse, session.router.settings.impl), {name: why for name, _, why in explain(q, sparse)}
 
 
-def _times(router: Router, layers: tuple[LayerReport, ...]) -> dict[str, float | None]:
+def _times(total: float, stats: list[LayerStats], layers: tuple[LayerReport, ...]) -> dict[str, float | None]:
     """Times and what follows from them; see `ModelReport`."""
-    stats = [route.stats for route in router.routes]
     sparse_seconds, dense_seconds = sum(s.sparse_seconds for s in stats), sum(s.dense_seconds for s in stats)
     sparse_calls, dense_calls = sum(s.sparse for s in stats), sum(s.dense for s in stats)
-    attention, total = sparse_seconds + dense_seconds, router.denoiser_seconds
+    attention = sparse_seconds + dense_seconds
     times: dict[str, float | None] = dict.fromkeys(
         ("denoiser_seconds", "attention_seconds", "attention_share", "efficiency", "ceiling", "speedup")
     )

@@ -17,13 +17,26 @@ if TYPE_CHECKING:
 
 @dataclass
 class LayerStats:
-    """What one layer did in the last run: calls, and seconds where they were measured."""
+    """What one layer did in the last run: calls, and seconds where they were measured.
 
-    sparse: int = 0
+    Attributes:
+        served: block lists -> number of calls that they served.
+        inputs: device and dtype of the sparse calls; None before the first.
+        dense: calls served by the model's own attention.
+        fallbacks: reason -> number of calls that ran dense against the plan.
+    """
+
+    served: dict[BlockLists, int] = field(default_factory=dict)
+    inputs: tuple[torch.device, torch.dtype] | None = None
     dense: int = 0
     fallbacks: dict[str, int] = field(default_factory=dict)
     sparse_seconds: float = 0.0
     dense_seconds: float = 0.0
+
+    @property
+    def sparse(self) -> int:
+        """Calls served by block lists."""
+        return sum(self.served.values())
 
 
 class LayerRoute:
@@ -58,7 +71,7 @@ class LayerRoute:
         out = dense() if lists is None or reason is not None else self._sparse(call, lists, heads_first)
         if counted:
             seconds = 0.0 if started is None else (router.now(q.device) or started) - started
-            self._count(lists is not None and reason is None, reason, seconds)
+            self._count(q, lists, reason, seconds)
         return out
 
     def _sparse(self, call: dict[str, Any], lists: BlockLists, heads_first: bool) -> Tensor:
@@ -95,12 +108,14 @@ class LayerRoute:
             return "gradients are wanted; wrap the call in torch.no_grad()"
         return None
 
-    def _count(self, sparse: bool, reason: str | None, seconds: float) -> None:
-        if sparse:
-            self.stats.sparse += 1
-            self.stats.sparse_seconds += seconds
+    def _count(self, q: Tensor, lists: BlockLists | None, reason: str | None, seconds: float) -> None:
+        stats = self.stats
+        if lists is not None and reason is None:
+            stats.served[lists] = stats.served.get(lists, 0) + 1
+            stats.inputs = q.device, q.dtype
+            stats.sparse_seconds += seconds
             return
-        self.stats.dense += 1
-        self.stats.dense_seconds += seconds
+        stats.dense += 1
+        stats.dense_seconds += seconds
         if reason is not None:
-            self.stats.fallbacks[reason] = self.stats.fallbacks.get(reason, 0) + 1
+            stats.fallbacks[reason] = stats.fallbacks.get(reason, 0) + 1

@@ -61,9 +61,7 @@ class Router:
             return
         if self.plan.needs_steps:
             self.clock.tick(timestep)
-        if self.clock.runs != self._run:
-            self._run = self.clock.runs
-            self.reset_statistics()
+        self.follow_run()
         started = time.perf_counter()
         self.layout, self.why = layout, self.why_dense(layout)
         for route, lists in zip(self.routes, self.lists(layout, device), strict=True):
@@ -74,8 +72,11 @@ class Router:
         """The call is over, by return or by exception."""
         self.traced = None
 
-    def reset_statistics(self) -> None:
-        """Set counts and times of all layers to zero."""
+    def follow_run(self) -> None:
+        """Set counts and times to zero where a new run has begun, also in another denoiser of the pipeline."""
+        if self.clock.runs == self._run:
+            return
+        self._run = self.clock.runs
         self.denoiser_seconds = self.list_seconds = 0.0
         for route in self.routes:
             route.stats = LayerStats()
@@ -89,6 +90,8 @@ class Router:
         stage = self.stage
         key = (layout, stage, device)
         if key not in self._cache:
+            if self.off_grid(layout) is None:
+                self.plan.check_grid(self.model, layout.grid, self.clock.total)
             while len(self._cache) >= _KEPT_LAYOUTS:
                 self._cache.pop(next(iter(self._cache)))
             layers = range(self.model.layers)
@@ -109,7 +112,7 @@ class Router:
             stage: see `stage`.
             device: where the lists go.
         """
-        if stage is None or not self._covers(layout):
+        if stage is None or self.off_grid(layout) is not None:
             return None
         names = self.plan.names(layer, self.model.heads, stage)
         if names is None:
@@ -167,8 +170,11 @@ class Router:
             self._warned.add(reason)
             warnings.warn(f"visparse: runs dense against the plan: {reason}", RuntimeWarning, stacklevel=2)
 
-    def _covers(self, layout: Layout) -> bool:
-        return self.plan.grids is None or layout.grid in self.plan.grids
+    def off_grid(self, layout: Layout) -> str | None:
+        """Why the plan is not for this grid; None where it is."""
+        if self.plan.grids is None or layout.grid in self.plan.grids:
+            return None
+        return f"grid {layout.grid} is not one of the plan's grids"
 
     def now(self, device: torch.device) -> float | None:
         """Seconds on the clock once the device's work is done; None on an accelerator where `timing` is off."""
@@ -180,8 +186,4 @@ class Router:
 
     def why_dense(self, layout: Layout) -> str | None:
         """Why the plan cannot be followed in the present call, whatever the layer; None where it can."""
-        if not self._covers(layout):
-            return f"grid {layout.grid} is not one of the plan's grids"
-        if self.stage is None:
-            return "the step is not known"
-        return None
+        return self.off_grid(layout) or ("the step is not known" if self.stage is None else None)

@@ -37,6 +37,7 @@ class Session:
         self.names = tuple(inspect.signature(unwrapped(module).forward).parameters)
         self.layers: list[tuple[Any, Any, Any]] = []
         self._hooks: list[Any] = []
+        self._device = torch.device("cpu")
         self._started: float | None = None
         present = session_of(module)
         for route, (path, attention) in zip(router.routes, adapter.layers(unwrapped(module)).items(), strict=True):
@@ -106,6 +107,7 @@ class Session:
         arguments = dict(zip(self.names, args, strict=False)) | kwargs
         layout = self.adapter.layout(unwrapped(self.module).config, arguments)
         device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+        self._device, self._started = device, None
         self.router.begin(layout, arguments.get(self.adapter.timestep), device)
         if torch.compiler.is_compiling():
             return
@@ -119,8 +121,7 @@ class Session:
         self.router.end()
         if torch.compiler.is_compiling() or self._started is None:
             return
-        device = next(unwrapped(self.module).parameters()).device
-        now = self.router.now(device)
+        now = self.router.now(self._device)
         if now is not None:
             self.router.denoiser_seconds += now - self._started
         self._started = None

@@ -116,6 +116,8 @@ def test_rules_choose_heads_and_steps(wan, film):
         film(wan)
         model = handle.report().models[0]
     assert [(x.sparse_calls, x.dense_calls) for x in model.layers] == [(1, 2), (0, 3), (1, 2)]
+    assert [x.state for x in model.layers] == ["sparse", "dense", "sparse"]  # though the last step was dense
+    assert model.layers[2].density < model.layers[0].density < 1
 
 
 def test_second_sparsify_replaces_the_first(wan, film):
@@ -155,7 +157,27 @@ def test_window_larger_than_the_grid_is_an_error_at_the_call_and_can_be_undone(w
     handle = visparse.sparsify(wan, "neighborhood", window=(2, 99, 3), stride=1, dense_steps=1)
     with pytest.raises(ValueError, match=r"window: 99 .* height"):
         film(wan)
+    assert handle.report().models[0].layers[0].dense_calls == 0  # before the first dense step, not after it
     assert handle.restore() is True
+    assert torch.equal(film(wan), before)
+
+
+def test_nan_in_q_is_named_where_the_check_is_on_and_nothing_stays_patched(wan, film, monkeypatch):
+    before, objects = film(wan), processors(wan.transformer)
+    weight = wan.transformer.blocks[1].attn1.norm_q.weight
+    good = weight.detach().clone()
+    monkeypatch.setenv("VISPARSE_CHECK", "1")
+    with torch.no_grad():
+        weight[0] = torch.nan
+    with (
+        pytest.raises(ValueError, match=r"q: wanted finite values.* got nan at .*look for an overflow before"),
+        visparse.sparsify(wan, "neighborhood", **SMALL),
+    ):
+        film(wan)
+    assert untouched(wan.transformer)
+    assert all(new is old for new, old in zip(processors(wan.transformer), objects, strict=True))
+    with torch.no_grad():
+        weight.copy_(good)
     assert torch.equal(film(wan), before)
 
 

@@ -33,7 +33,9 @@ PLAN = SparsePlan(
 def session(monkeypatch):
     monkeypatch.delenv("VISPARSE_IMPL", raising=False)
     settings = Settings(block_q=32, block_k=32, order=(2, 4, 4))
-    return SimpleNamespace(router=Router(PLAN, MODEL, settings, Clock(PLAN.stage)), module=nn.Linear(2, 2))
+    return SimpleNamespace(
+        router=Router(PLAN, MODEL, settings, Clock(PLAN.stage)), layers=[(nn.Linear(2, 2),)], module=nn.Linear(2, 2)
+    )
 
 
 def test_before_any_run_and_for_a_grid(session):
@@ -57,9 +59,10 @@ def test_before_any_run_and_for_a_grid(session):
 def test_times(session):
     router = session.router
     router.begin(Layout((2, 8, 8)), None, torch.device("cpu"))
+    near = router.routes[1].lists
     stats = [
         LayerStats(dense=4, dense_seconds=4.0),
-        LayerStats(sparse=4, sparse_seconds=2.0),
+        LayerStats(served={near: 4}, sparse_seconds=2.0),
         LayerStats(dense=4, dense_seconds=4.0),
     ]
     for route, entry in zip(router.routes, stats, strict=True):
@@ -74,13 +77,42 @@ def test_times(session):
     assert model.speedup == pytest.approx(16 / 14)
     assert model.ceiling == pytest.approx(1 / (0.25 + 0.75 * (8 + 4 * 0.25) / 12))
     assert model.warning is None
+    ahead = make_report(PLAN, {"model": session}, (2, 16, 16)).models[0]  # another grid: the run's times say nothing
+    assert (ahead.ceiling, ahead.attention_seconds, ahead.layers[1].sparse_calls) == (None, None, 0)
+
+
+def test_density_is_the_mean_over_the_calls_of_a_run(session):
+    router = session.router
+    for grid, calls in (((2, 8, 8), 3), ((1, 4, 4), 1)):  # block densities 1/4 and 1
+        router.begin(Layout(grid), None, torch.device("cpu"))
+        router.routes[1].stats.served[router.routes[1].lists] = calls
+    router.routes[1].lists = None  # the last step was dense
+    layer = make_report(PLAN, {"model": session}, None).models[0].layers[1]
+    assert (layer.state, layer.sparse_calls, layer.block_density) == ("sparse", 4, (3 * 0.25 + 1) / 4)
+
+
+def test_implementation_is_that_of_the_calls(session):
+    router = session.router
+    router.begin(Layout((2, 8, 8)), None, torch.device("cpu"))
+    near = router.routes[1].lists
+    router.routes[1].stats = LayerStats(served={near: 1}, inputs=(torch.device("cpu"), torch.float64))
+    assert make_report(PLAN, {"model": session}, None).models[0].impl == "reference"  # the weights are float32
+
+
+def test_counts_of_an_earlier_run_are_not_shown(session):
+    """Of two denoisers, one may not be called at all in a run."""
+    router = session.router
+    router.begin(Layout((2, 8, 8)), None, torch.device("cpu"))
+    router.routes[1].stats.dense = 5
+    router.clock.runs += 1
+    assert make_report(PLAN, {"model": session}, None).models[0].layers[1].dense_calls == 0
 
 
 def test_warning_where_attention_is_small(session):
     router = session.router
     router.begin(Layout((2, 8, 8)), None, torch.device("cpu"))
     router.routes[0].stats = LayerStats(dense=1, dense_seconds=0.01)
-    router.routes[1].stats = LayerStats(sparse=1, sparse_seconds=0.005)
+    router.routes[1].stats = LayerStats(served={router.routes[1].lists: 1}, sparse_seconds=0.005)
     router.denoiser_seconds = 1.0
     text = str(make_report(PLAN, {"model": session}, None))
     assert "warning: little to gain at this size: self-attention takes 2% of a dense step" in text
@@ -89,7 +121,7 @@ def test_warning_where_attention_is_small(session):
 def test_no_ceiling_without_a_dense_call(session):
     router = session.router
     router.begin(Layout((2, 8, 8)), None, torch.device("cpu"))
-    router.routes[1].stats = LayerStats(sparse=1, sparse_seconds=0.5)
+    router.routes[1].stats = LayerStats(served={router.routes[1].lists: 1}, sparse_seconds=0.5)
     router.denoiser_seconds = 1.0
     report = make_report(PLAN, {"model": session}, None)
     assert (report.models[0].ceiling, report.models[0].attention_seconds) == (None, 0.5)
