@@ -35,5 +35,5 @@ def check_keys(given: Iterable[str], known: Iterable[str], where: str) -> None:
     for key in given:
         if key not in known:
             raise ValueError(
-                f"{where} has an unknown key {key!r}{nearest(str(key), known)} (known: {', '.join(known)})"
+                f"{where} has an unknown key {key!r}{nearest(str(key), known)} (known: {', '.join(known) or 'none'})"
             )

@@ -21,7 +21,7 @@ class Layout:
         after: extra tokens behind it.
 
     Raises:
-        TypeError: an element is not an int.
+        TypeError: the grid is no tuple or list, or an element is not an int.
         ValueError: the grid has not three axes, or a number is too small.
     """
 
@@ -31,6 +31,8 @@ class Layout:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        if not isinstance(self.grid, (tuple, list)):
+            raise TypeError(f"grid: wanted (frames, height, width), got {type(self.grid).__name__} {self.grid!r}")
         grid = tuple(self.grid)
         if len(grid) != 3:
             raise ValueError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from visparse.errors import check_keys
+from visparse.errors import check_keys, nearest
 from visparse.ranges import edges, largest, parse_selector, selects
 from visparse.rules import ModelFingerprint, Rule
 from visparse.templates import PatternTemplate
@@ -24,9 +24,10 @@ class SparsePlan:
 
     Attributes:
         name: short name, shown in reports.
-        patterns: table name -> pattern. Lengths may be percentages of the grid, see `visparse.templates`.
+        patterns: table name -> pattern: a `PatternTemplate`, a `Pattern` or its JSON form; templates once built.
+            Lengths may be percentages of the grid, see `visparse.templates`.
         default: table name of the pattern where no rule matches.
-        assignment: rules; where several match, the last one wins.
+        assignment: rules, or their JSON form; where several match, the last one wins.
         dense_steps: an int: that many steps at the start of each run are dense. A float in [0, 1): that share of the
             run's steps, rounded to the nearest whole step (half up).
         dense_layers: an int: that many layers from the first are dense. A tuple: these layers. `"a:b"`: this range.
@@ -51,10 +52,21 @@ class SparsePlan:
         """Check every field."""
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"plan: name must be a non-empty string, got {self.name!r}")
-        if not self.patterns:
+        if not _object(self.patterns, "plan: patterns"):
             raise ValueError("plan: patterns is empty; give at least one pattern")
-        for used in (self.default, *(rule.pattern for rule in self.assignment)):
-            check_keys([used], self.patterns, "plan: the table of patterns is asked for a name that it lacks: it")
+        table = {name: PatternTemplate.from_dict(p, f"plan: pattern {name!r}") for name, p in self.patterns.items()}
+        object.__setattr__(self, "patterns", table)
+        rules = [Rule.from_dict(rule, f"plan: rule {i}") for i, rule in enumerate(_list(self.assignment, "assignment"))]
+        object.__setattr__(self, "assignment", tuple(rules))
+        for used in (self.default, *(rule.pattern for rule in rules)):
+            if not isinstance(used, str) or used not in table:
+                raise ValueError(
+                    f"plan: there is no pattern {used!r} in its table of patterns{nearest(str(used), table)} "
+                    f"(known: {', '.join(table)})"
+                )
+        if not isinstance(self.notes, str):
+            raise ValueError(f"plan: notes must be text, got {self.notes!r}")
+        _object(self.measured, "plan: measured")
         steps = self.dense_steps
         whole = type(steps) is int and steps >= 0
         if not whole and not (isinstance(steps, float) and 0 <= steps < 1):
@@ -70,7 +82,7 @@ class SparsePlan:
             layers = parse_selector(self.dense_layers, "plan: dense_layers")
         object.__setattr__(self, "dense_layers", layers)
         if self.grids is not None:
-            object.__setattr__(self, "grids", tuple(_grid(grid) for grid in self.grids))
+            object.__setattr__(self, "grids", tuple(_grid(grid) for grid in _list(self.grids, "grids")))
 
     # ---- what a layer does -------------------------------------------------------------------------------------------
 
@@ -205,7 +217,7 @@ class SparsePlan:
         """
         if not isinstance(data, Mapping):
             raise ValueError(f"a plan must be a JSON object, got {type(data).__name__}")
-        if data.get("schema") != SCHEMA:
+        if type(data.get("schema")) is not int or data["schema"] != SCHEMA:
             raise ValueError(
                 f"plan: schema must be {SCHEMA}, got {data.get('schema')!r}; this visparse reads schema {SCHEMA} only"
             )
@@ -214,18 +226,6 @@ class SparsePlan:
         for key in ("name", "patterns", "default"):
             if key not in fields:
                 raise ValueError(f"plan: the key {key!r} is missing")
-        fields["patterns"] = {
-            name: PatternTemplate.from_dict(entry, f"plan: pattern {name!r}")
-            for name, entry in _object(fields["patterns"], "plan: patterns").items()
-        }
-        rules = []
-        for index, entry in enumerate(fields.get("assignment", [])):
-            where = f"plan: rule {index}"
-            check_keys(_object(entry, where), Rule.__dataclass_fields__, where)
-            if "pattern" not in entry:
-                raise ValueError(f"{where}: the key 'pattern' is missing")
-            rules.append(Rule(**entry))
-        fields["assignment"] = tuple(rules)
         if fields.get("model") is not None:
             model = _object(fields["model"], "plan: model")
             check_keys(model, ModelFingerprint.__dataclass_fields__, "plan: model")
@@ -324,6 +324,12 @@ def _layers(value: Any) -> str:
 def _object(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError(f"{where} must be a JSON object, got {value!r}")
+    return value
+
+
+def _list(value: Any, key: str) -> Sequence[Any]:
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"plan: {key} must be a list, got {value!r}")
     return value
 
 

@@ -84,4 +84,7 @@ def load_plan(plan: object) -> SparsePlan:
             f"unknown plan {plan!r}{nearest(plan, PRESETS)} (presets: {', '.join(PRESETS)}; "
             f"or the path of a plan file, or of a folder with {FILE_NAME})"
         )
-    raise TypeError(f"plan must be the name of a preset, a path or a SparsePlan, got {type(plan).__name__}")
+    raise TypeError(
+        f"plan must be the name of a preset, a path or a SparsePlan, got {type(plan).__name__}; "
+        "SparsePlan.from_dict reads a dict"
+    )

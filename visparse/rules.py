@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from visparse.errors import check_keys
 from visparse.ranges import Selector, parse_selector
 
 
@@ -64,3 +66,31 @@ class Rule:
         """Bring the selectors into normal form."""
         for name in ("layers", "heads", "steps"):
             object.__setattr__(self, name, parse_selector(getattr(self, name), f"a rule's {name}"))
+
+    @classmethod
+    def from_dict(cls, entry: object, where: str) -> Rule:
+        """Read a rule of a plan's assignment.
+
+        Args:
+            entry: the JSON form, or a rule.
+            where: what holds it, for error texts.
+
+        Returns:
+            The rule; the entry itself where it is one.
+
+        Raises:
+            ValueError: an unknown or missing key, or a value that does not fit.
+        """
+        if isinstance(entry, Rule):
+            return entry
+        if not isinstance(entry, Mapping):
+            raise ValueError(
+                f"{where} must be a JSON object such as {{'pattern': 'near', 'heads': [0]}}, got {entry!r}"
+            )
+        check_keys(entry, cls.__dataclass_fields__, where)
+        if "pattern" not in entry:
+            raise ValueError(f"{where}: the key 'pattern' is missing")
+        try:
+            return cls(**entry)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error

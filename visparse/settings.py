@@ -41,6 +41,11 @@ class Settings:
                 raise ValueError(
                     f"{name} must be a positive multiple of {unit}, or None for the default; got {value!r}"
                 )
+        for name in ("strict", "timing"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        if isinstance(self.order, list):  # as JSON has it
+            object.__setattr__(self, "order", tuple(self.order))
         tile = (
             isinstance(self.order, tuple) and len(self.order) == 3 and all(type(n) is int and n > 0 for n in self.order)
         )

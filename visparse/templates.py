@@ -16,7 +16,7 @@ from typing import Any
 from visparse.patterns import Pattern, pattern_from_dict
 
 _SHARE = re.compile(r"^(\d+(?:\.\d+)?)%(?:/([1-9]\d*))?$")
-_PROBE = (100, 100, 100)
+_PROBES = ((100, 100, 100), (1, 1, 1))
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class PatternTemplate:
     entry: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        """Check the entry by building the pattern for a grid of 100 x 100 x 100."""
+        """Check the entry by building the pattern for a grid."""
         object.__setattr__(self, "entry", {key: _jsonable(value) for key, value in self.entry.items()})
         for key, value in self.entry.items():
             for item in value if isinstance(value, list) else [value]:
@@ -41,7 +41,7 @@ class PatternTemplate:
                     raise ValueError(f"{key}: a share of an axis looks like '30%' or '30%/8', up to 100%; got {item!r}")
                 if not isinstance(value, list) or len(value) != 3:
                     raise ValueError(f"{key}: shares come as a list of three (frames, height, width), got {value!r}")
-        self.resolve(_PROBE)
+        self._example()
 
     @classmethod
     def from_dict(cls, entry: object, where: str) -> PatternTemplate:
@@ -50,6 +50,9 @@ class PatternTemplate:
         Args:
             entry: the JSON form, or a `Pattern`.
             where: what holds it, for error texts.
+
+        Returns:
+            The template; the entry itself where it is one.
 
         Raises:
             ValueError: the entry is no pattern; the text says why.
@@ -73,10 +76,27 @@ class PatternTemplate:
         """The pattern for a grid (frames, height, width), in tokens."""
         return pattern_from_dict({key: _resolved(value, grid) for key, value in self.entry.items()})
 
+    def _example(self) -> Pattern:
+        """The pattern for a large grid, or for the smallest one where shares do not go with the numbers beside them.
+
+        A stride of 53 % may be too long for a window of 9 on a large grid only.
+        """
+        try:
+            return self.resolve(_PROBES[0])
+        except ValueError as error:
+            if not any(
+                isinstance(item, str) for value in self.entry.values() if isinstance(value, list) for item in value
+            ):
+                raise
+            try:
+                return self.resolve(_PROBES[1])
+            except ValueError:
+                raise error from None
+
     @property
     def parameters(self) -> tuple[str, ...]:
         """Names of the parameters that the pattern has."""
-        return tuple(key for key in self.resolve(_PROBE).to_dict() if key != "name")
+        return tuple(key for key in self._example().to_dict() if key != "name")
 
     @property
     def is_dense(self) -> bool:

@@ -24,6 +24,7 @@ def test_a_list_from_json_is_a_grid() -> None:
     ("arguments", "error", "text"),
     [
         ({"grid": (4, 4)}, ValueError, r"grid: wanted \(frames, height, width\), got 2 numbers; write a picture as"),
+        ({"grid": 5}, TypeError, r"grid: wanted \(frames, height, width\), got int 5"),
         ({"grid": (4, 0, 4)}, ValueError, "grid height: wanted at least 1, got 0"),
         ({"grid": (4, 4, 2.5)}, TypeError, "grid width: wanted an int, got float 2.5"),
         ({"grid": (1, 1, True)}, TypeError, "grid width: wanted an int, got bool True"),

@@ -25,6 +25,12 @@ def test_wrong_settings_are_named(changes, text):
         settings(**changes)
 
 
+@pytest.mark.parametrize("name", ["plan", "target"])
+def test_what_no_plan_can_override(name):
+    with pytest.raises(ValueError, match=f"overrides of 'radial': '{name}' cannot be overridden"):
+        PlanChoice(plan="radial", overrides={name: 1})
+
+
 def test_settings_are_plain_json():
     made = settings(plans=(PlanChoice(plan="a/radial.json", overrides={"dense_steps": 1}),))
     data = json.loads(json.dumps(made.to_dict()))

@@ -34,10 +34,10 @@ def test_json_round_trip(pattern: Pattern) -> None:
     ("data", "error", "text"),
     [
         ({"window": 3}, ValueError, "name: wanted the name of a pattern, got None; known: dense, skip, neighborhood"),
-        ({"name": "radical"}, ValueError, "name: unknown pattern 'radical'; did you mean 'radial'?"),
+        ({"name": "radical"}, ValueError, r"name: unknown pattern 'radical'; .*; did you mean 'radial'\?"),
         ({"name": "neighborhood", "windw": 3}, ValueError, "unknown key 'windw'; did you mean 'window'?"),
-        ({"name": "dense", "x": 3}, ValueError, "pattern 'dense': unknown key 'x'; there are no keys"),
-        ({"name": "neighborhood"}, TypeError, "window"),
+        ({"name": "dense", "x": 3}, ValueError, r"pattern 'dense' has an unknown key 'x' \(known: none\)"),
+        ({"name": "neighborhood"}, ValueError, "pattern 'neighborhood' lacks the key 'window'; give it a value"),
         ({"name": "neighborhood", "window": [3, 0, 3]}, ValueError, r"window: wanted at least 1, got \(3, 0, 3\)"),
     ],
 )

@@ -128,8 +128,12 @@ def test_every_query_sees_itself(pattern: Radial, grid: Grid) -> None:
         ({"variant": "code", "decay": "1"}, TypeError, "decay: wanted float, got str '1'"),
         ({"variant": "code", "block": 0}, ValueError, "block: wanted at least 1 token, got 0"),
         ({"sink": 1}, TypeError, "sink: wanted bool, got int 1"),
-        ({"decay": 0.5}, ValueError, "decay, block: the paper's rule has neither, got 0.5 and 128; leave them out"),
-        ({"block": 64}, ValueError, "or use variant='code'"),
+        (
+            {"decay": 0.5},
+            ValueError,
+            "decay, block: the paper's rule has neither, got 0.5 and 128; use decay=1.0 and block=128",
+        ),
+        ({"block": 64}, ValueError, "with it, or variant='code'"),
     ],
 )
 def test_bad_values(fields: dict, error: type[Exception], text: str) -> None:

@@ -107,7 +107,21 @@ def test_bad_selectors(bad):
         ({"schema": 2}, "schema must be 1, got 2"),
         ({"schema": None}, "schema must be 1, got None"),
         ({"denselayers": 1}, "unknown key 'denselayers'; did you mean 'dense_layers'"),
-        ({"default": "nearr"}, "unknown key 'nearr'; did you mean 'near'"),
+        ({"schema": True}, "schema must be 1, got True"),
+        (
+            {"default": "nearr"},
+            r"there is no pattern 'nearr' in its table of patterns; did you mean 'near'\? \(known: near",
+        ),
+        ({"default": ["near"]}, r"there is no pattern \['near'\]"),
+        (
+            {"patterns": {"near": {"name": "neighborhood"}}},
+            "pattern 'near': .* lacks the key 'window'; give it a value",
+        ),
+        ({"assignment": None}, "assignment must be a list, got None"),
+        ({"assignment": [5]}, "rule 0 must be a JSON object such as .*, got 5"),
+        ({"grids": 5}, "grids must be a list, got 5"),
+        ({"notes": 5}, "notes must be text, got 5"),
+        ({"measured": None}, "measured must be a JSON object, got None"),
         ({"patterns": {}}, "patterns is empty"),
         ({"patterns": {"near": {"name": "neighbourhood"}}}, "pattern 'near': .*neighborhood"),
         (
@@ -117,7 +131,7 @@ def test_bad_selectors(bad):
         ({"patterns": {"near": 3}}, "pattern 'near' must be a JSON object"),
         ({"assignment": [{"pattern": "near", "layer": 1}]}, "rule 0 has an unknown key 'layer'; did you mean 'layers'"),
         ({"assignment": [{"layers": 1}]}, "rule 0: the key 'pattern' is missing"),
-        ({"assignment": [{"pattern": "near", "heads": -1}]}, "a rule's heads must be"),
+        ({"assignment": [{"pattern": "near", "heads": -1}]}, "rule 0: a rule's heads must be"),
         ({"dense_steps": -1}, "dense_steps must be a number of steps"),
         ({"dense_steps": 1.0}, "dense_steps must be a number of steps"),
         ({"dense_layers": -1}, "dense_layers must be"),
@@ -177,6 +191,23 @@ def test_changes():
         two.with_changes(window=3)
 
 
+def test_patterns_and_rules_may_come_as_they_are():
+    plain = make(patterns={**PATTERNS, "far": Neighborhood(window=5), "wide": {"name": "neighborhood", "window": 7}})
+    assert plain.patterns["far"].resolve((9, 9, 9)) == Neighborhood(window=5)
+    assert plain.patterns["wide"].resolve((9, 9, 9)) == Neighborhood(window=7)
+    assert make(assignment=[{"pattern": "near", "heads": [0]}]).assignment == (Rule(pattern="near", heads=[0]),)
+
+
+def test_a_number_beside_shares_is_judged_on_the_grid_at_hand():
+    """On a large grid the preset's stride is wider than this window, on this one it is not."""
+    template = load_plan("neighborhood").with_changes(window=9).patterns["neighborhood"]
+    assert template.resolve((9, 32, 32)) == Neighborhood(window=9, stride=(4, 8, 8))
+    with pytest.raises(ValueError, match="got stride 16 and window 9 on frames"):
+        template.resolve((30, 48, 80))
+    with pytest.raises(ValueError, match="window: wanted at least 1, got -9"):
+        load_plan("neighborhood").with_changes(window=-9)
+
+
 def test_shares_of_the_grid():
     template = PatternTemplate({"name": "neighborhood", "window": ["50%", "30%/8", 3]})
     assert template.resolve((9, 80, 7)) == Neighborhood(window=(5, 24, 3))
@@ -216,3 +247,5 @@ def test_unknown_plans():
         load_plan("zzz")
     with pytest.raises(TypeError, match="name of a preset, a path or a SparsePlan, got int"):
         load_plan(3)
+    with pytest.raises(TypeError, match=r"got dict; SparsePlan.from_dict reads a dict"):
+        load_plan({"schema": 1})

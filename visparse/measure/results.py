@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import os
@@ -11,6 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
+
+from visparse.errors import check_keys
 
 SCHEMA = 1
 KINDS = ("kernels", "step", "run", "search", "quality")
@@ -120,11 +121,7 @@ class Record:
             ValueError: a key is unknown (the nearest known one is named) or missing.
         """
         known = [field.name for field in fields(cls)]
-        for key in data:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, 1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
-                raise ValueError(f"result: unknown key {key!r}{hint}")
+        check_keys(data, known, "result")
         missing = [name for name in known if name not in data]
         if missing:
             raise ValueError(f"result: missing {', '.join(missing)}")

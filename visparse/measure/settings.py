@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from visparse.errors import check_keys
 
 FILE_NAME = "visparse_demo.json"
 COMPARISONS = ("dense", "fewer-steps", "floor")
@@ -26,6 +27,14 @@ class PlanChoice:
     plan: str
     label: str | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check the names of the overrides that no plan can have."""
+        for name in ("target", "plan"):
+            if name in self.overrides:
+                raise ValueError(
+                    f"overrides of {self.name!r}: {name!r} cannot be overridden; choose the plan by its name"
+                )
 
     @property
     def name(self) -> str:
@@ -85,7 +94,7 @@ class RunSettings:
             if name in COMPARISONS:
                 raise ValueError(f"plans: {name!r} is always a row of its own; name sparse plans only, or set a label")
             if names.count(name) > 1:
-                raise ValueError(f"plans: {name!r} is there twice; give each a label of its own")
+                raise ValueError(f"plans: {name!r} is there twice; give each a label, or its file a name, of its own")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values."""
@@ -134,7 +143,7 @@ def read_demo_settings(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not JSON: {error}") from None
     if not isinstance(data, dict) or data.pop("schema", None) != 1:
         raise ValueError(f'{path}: wanted a JSON object with "schema": 1')
-    _check_keys(data, _FILE_KEYS, str(path))
+    check_keys(data, _FILE_KEYS, str(path))
     if "plans" in data:
         data["plans"] = tuple(
             _read_choice(entry, folder, f"{path}: plans[{i}]") for i, entry in enumerate(data["plans"])
@@ -145,16 +154,8 @@ def read_demo_settings(folder: Path) -> dict[str, Any]:
 def _read_choice(entry: object, folder: Path, where: str) -> PlanChoice:
     if not isinstance(entry, dict) or not isinstance(entry.get("plan"), str):
         raise ValueError(f'{where}: wanted an object with a "plan"')
-    _check_keys(entry, [f.name for f in fields(PlanChoice)], where)
+    check_keys(entry, [f.name for f in fields(PlanChoice)], where)
     plan = entry["plan"]
     if plan.endswith(".json"):
         plan = str(folder / plan)
     return PlanChoice(plan=plan, label=entry.get("label"), overrides=entry.get("overrides") or {})
-
-
-def _check_keys(data: Mapping[str, Any], known: Sequence[str], where: str) -> None:
-    for key in data:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            raise ValueError(f"{where}: unknown key {key!r}; {hint}")

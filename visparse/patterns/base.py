@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from visparse.errors import check_keys
 from visparse.layout import Grid
 
 AXES = ("frames", "height", "width")
@@ -121,25 +121,18 @@ class Pattern(ABC):
             data: fields, and ``name`` if it is there.
 
         Raises:
-            ValueError: an unknown key, the name of another pattern, or a bad value.
-            TypeError: a value of the wrong type, or a required field is missing.
+            ValueError: an unknown or missing key, the name of another pattern, or a bad value.
+            TypeError: a value of the wrong type.
         """
         values = dict(data)
         name = values.pop("name", cls.name)
         if name != cls.name:
             raise ValueError(f"name: wanted {cls.name!r}, got {name!r}; read it with pattern_from_dict")
-        known = [field.name for field in fields(cls)]
-        for key in values:
-            if key not in known:
-                raise ValueError(f"pattern {cls.name!r}: unknown key {key!r}; {nearest(key, known)}")
+        check_keys(values, [field.name for field in fields(cls)], f"pattern {cls.name!r}")
+        for field in fields(cls):
+            if field.default is MISSING and field.name not in values:
+                raise ValueError(f"pattern {cls.name!r} lacks the key {field.name!r}; give it a value")
         return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
-
-
-def nearest(word: str, known: list[str]) -> str:
-    """Say which known word is nearest to an unknown one, and which there are."""
-    close = get_close_matches(word, known, n=1, cutoff=0.4)
-    listed = "there are no keys" if not known else f"known: {', '.join(known)}"
-    return f"did you mean {close[0]!r}? ({listed})" if close else listed
 
 
 def presence(blocks: Tensor, code: Tensor, codes: int) -> Tensor:

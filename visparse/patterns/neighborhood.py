@@ -49,10 +49,8 @@ class Neighborhood(Pattern):
             wanted = bool if field == "causal" else int
             parts = value if isinstance(value, tuple) else (value,)
             if len(parts) not in (1, 3) or any(type(part) is not wanted for part in parts):
-                raise TypeError(
-                    f"{field}: wanted a {wanted.__name__} or three of them (frames, height, width), got {value!r}; "
-                    "write a tuple"
-                )
+                kind = "a whole number" if wanted is int else "a bool"
+                raise TypeError(f"{field}: wanted {kind} or three of them (frames, height, width), got {value!r}")
             if wanted is int and min(parts) < 1:
                 raise ValueError(f"{field}: wanted at least 1, got {value}; count it in tokens")
         for axis, window, stride in zip(AXES, _three(self.window), _three(self.stride), strict=True):

@@ -7,8 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from visparse.errors import nearest
 from visparse.layout import Grid
-from visparse.patterns.base import Factor, Pattern, nearest
+from visparse.patterns.base import Factor, Pattern
 from visparse.patterns.radial_band import band_alike, band_cover, reach_table
 from visparse.patterns.radial_blocks import block_map
 
@@ -46,7 +47,7 @@ class Radial(Pattern):
         """Check the values."""
         if self.variant not in ("paper", "code"):
             raise ValueError(
-                f"variant: wanted 'paper' or 'code', got {self.variant!r}; "
+                f"variant: wanted 'paper' or 'code', got {self.variant!r}"
                 f"{nearest(str(self.variant), ['paper', 'code'])}"
             )
         for field, kinds in (("decay", (int, float)), ("sink", (bool,)), ("block", (int,))):
@@ -60,7 +61,7 @@ class Radial(Pattern):
         if self.variant == "paper" and (self.decay, self.block) != (1.0, 128):
             raise ValueError(
                 f"decay, block: the paper's rule has neither, got {self.decay} and {self.block}; "
-                "leave them out or use variant='code'"
+                "use decay=1.0 and block=128 with it, or variant='code'"
             )
 
     def keep(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:

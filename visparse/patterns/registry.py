@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from visparse.patterns.base import Pattern, nearest
+from visparse.errors import nearest
+from visparse.patterns.base import Pattern
 from visparse.patterns.dense import Dense
 from visparse.patterns.neighborhood import Neighborhood
 from visparse.patterns.radial import Radial
@@ -22,12 +23,12 @@ def pattern_from_dict(data: Mapping[str, Any]) -> Pattern:
         The pattern.
 
     Raises:
-        ValueError: no name, an unknown name or key (the error says which is nearest), or a bad value.
-        TypeError: a value of the wrong type, or a required field is missing.
+        ValueError: no name, an unknown name or key (the error says which is nearest), a missing key, or a bad value.
+        TypeError: a value of the wrong type.
     """
     name = data.get("name")
     if not isinstance(name, str):
         raise ValueError(f"name: wanted the name of a pattern, got {name!r}; known: {', '.join(PATTERNS)}")
     if name not in PATTERNS:
-        raise ValueError(f"name: unknown pattern {name!r}; {nearest(name, list(PATTERNS))}")
+        raise ValueError(f"name: unknown pattern {name!r}; known: {', '.join(PATTERNS)}{nearest(name, PATTERNS)}")
     return PATTERNS[name].from_dict(data)
