@@ -6,7 +6,8 @@
 A stage `FRAMES:SECONDS` trains on clips of so many latent frames (1: pictures). `g` distils guidance: the target is
 moved along (conditional - unconditional) of the averaged weights at the start of the first such stage, so that the
 pipeline needs no second pass. A later call resumes from the state that the first one left in `--out`, or with
-`--resume` from a pipeline folder.
+`--resume` from a pipeline folder. Give it that pipeline's autoencoder, `--vae build/pipeline/pipeline/vae`: its
+configuration holds the statistics of the latents that the weights were trained on. Those of `build/vae` are measured.
 """
 
 import argparse

@@ -18,7 +18,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleTy
     names = {path.stem for path in TRAINING.glob("*.py")}
     kept = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     monkeypatch.syspath_prepend(str(TRAINING))
-    importlib.import_module("data").SIDE = SIDE  # before the others take it over
+    monkeypatch.setattr(importlib.import_module("data"), "SIDE", SIDE)  # before the others take it over
     yield importlib.import_module
     for name in names:
         sys.modules.pop(name, None)

@@ -90,17 +90,20 @@ def test_all_stages(script: Script, source: Path, tmp_path: Path, monkeypatch: p
     assert measured["steps"] == 2
     assert all(0 < measured[key] < 60 for key in ("held_out_pictures_db", "worst_db", "held_out_clips_db"))
 
-    options = ["--data", data, "--vae", vae, "--out", out, "--bank", 32, "--sheet-steps", 1, "--no-compile"]
-    call(script, monkeypatch, "transformer", *options, "--stages", "1:1,5:1", "--decay", 0)
-    first = AutoencoderKLWan.load_config(out / "pipeline" / "vae")
+    options = ["--data", data, "--out", out, "--bank", 32, "--sheet-steps", 1, "--no-compile"]
+    call(script, monkeypatch, "transformer", *options, "--vae", vae, "--stages", "1:1,5:1", "--decay", 0)
+    trained_vae = out / "pipeline" / "vae"
+    first = AutoencoderKLWan.load_config(trained_vae)
     before = torch.load(out / "state.pt", weights_only=True)
-    call(script, monkeypatch, "transformer", *options, "--stages", "5g:1")
+    call(script, monkeypatch, "transformer", *options, "--vae", trained_vae, "--stages", "5g:1")
+    second = AutoencoderKLWan.load_config(trained_vae)
     record = json.loads((out / "training.json").read_text())
     assert record["steps"] == 6  # two stages, then one that resumed
     assert [(h["step"], h["frames"], h["guided"]) for h in record["history"]] == [(5, 5, True), (6, 5, True)]
     after = torch.load(out / "state.pt", weights_only=True)
     assert any(not torch.equal(a, before["model"][name]) for name, a in after["model"].items())
     assert first["latents_std"] != [1.0] * len(first["latents_std"])
+    assert (second["latents_mean"], second["latents_std"]) == (first["latents_mean"], first["latents_std"])
 
     call(script, monkeypatch, "publish", "--pipeline", out / "pipeline", "--out", published)
     assert "_name_or_path" not in json.loads((published / "vae" / "config.json").read_text())

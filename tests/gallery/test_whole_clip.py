@@ -1,22 +1,13 @@
 """Training runs the autoencoder on whole clips; the numbers must be those of the stock class."""
 
-import importlib.util
-import sys
-from pathlib import Path
+from collections.abc import Callable
+from types import ModuleType
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-TRAINING = Path(__file__).parents[2] / "gallery" / "training"
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(f"training_{name}", TRAINING / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+Script = Callable[[str], ModuleType]
 
 
 @pytest.fixture(scope="module")
@@ -31,15 +22,15 @@ def vae() -> AutoencoderKLWan:
 
 @pytest.mark.parametrize("frames", [1, 5, 9])
 @torch.no_grad()
-def test_encode_is_the_stock_encode(vae: AutoencoderKLWan, frames: int) -> None:
+def test_encode_is_the_stock_encode(script: Script, vae: AutoencoderKLWan, frames: int) -> None:
     video = torch.rand(2, 3, frames, 16, 24) * 2 - 1
-    ours = load("whole_clip").encode(vae, video)
+    ours = script("whole_clip").encode(vae, video)
     torch.testing.assert_close(ours, vae.encode(video).latent_dist.parameters, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("latent_frames", [1, 2, 5])
 @torch.no_grad()
-def test_decode_is_the_stock_decode(vae: AutoencoderKLWan, latent_frames: int) -> None:
+def test_decode_is_the_stock_decode(script: Script, vae: AutoencoderKLWan, latent_frames: int) -> None:
     latents = torch.randn(2, 4, latent_frames, 4, 6)
-    ours = load("whole_clip").decode(vae, latents).clamp(-1, 1)
+    ours = script("whole_clip").decode(vae, latents).clamp(-1, 1)
     torch.testing.assert_close(ours, vae.decode(latents).sample, atol=1e-5, rtol=1e-5)
