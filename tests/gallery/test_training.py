@@ -223,3 +223,10 @@ def test_averages_follow_the_weights(script: Script) -> None:
 
 def test_stages_of_the_command_line(script: Script) -> None:
     assert script("stages").parse_stages("1:600,9g:0.5") == [(1, False, 600.0), (9, True, 0.5)]
+
+
+def test_a_loop_ends_when_its_time_is_over(script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = script("loop")
+    clock = iter((100.0, 100.0, 101.5, 102.9, 103.0))
+    monkeypatch.setattr(loop.time, "time", lambda: next(clock))
+    assert list(loop.until(3.0, torch.device("cpu"))) == pytest.approx([0.0, 1.5, 2.9])
