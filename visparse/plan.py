@@ -265,7 +265,7 @@ class SparsePlan:
         return cls.from_dict(data)
 
     def with_changes(self, settings: Sequence[str] = (), **changes: Any) -> SparsePlan:
-        """A copy with other `dense_steps`, `dense_layers` or parameters of its pattern.
+        """A copy with other `dense_steps`, `dense_layers` or parameters of its pattern; its notes say what changed.
 
         Args:
             settings: further names that the caller knows, for the hint in the error text.
@@ -275,6 +275,7 @@ class SparsePlan:
         Raises:
             ValueError: a name that neither the plan nor the pattern has; names the nearest.
         """
+        changed = list(changes)
         fields: dict[str, Any] = {key: changes.pop(key) for key in ("dense_steps", "dense_layers") if key in changes}
         if changes:
             tunable = [name for name, template in self.patterns.items() if template.parameters]
@@ -291,6 +292,8 @@ class SparsePlan:
                 )
             check_keys(changes, known, f"sparsify with plan {self.name!r}")
             fields["patterns"] = {**self.patterns, tunable[0]: self.patterns[tunable[0]].with_changes(**changes)}
+        if changed:
+            fields["notes"] = "; ".join(filter(None, [self.notes, f"changed: {', '.join(changed)}"]))
         return replace(self, **fields)
 
     def describe(self) -> str:

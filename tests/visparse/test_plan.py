@@ -182,6 +182,8 @@ def test_changes():
     changed = load_plan("neighborhood").with_changes(window=(3, 5, 5), stride=1, dense_steps=2, dense_layers=[1])
     assert changed.patterns["neighborhood"].resolve((9, 9, 9)) == Neighborhood(window=(3, 5, 5))
     assert (changed.dense_steps, changed.dense_layers) == (2, (1,))
+    assert changed.notes.endswith("as shares of the axes; changed: window, stride, dense_steps, dense_layers")
+    assert load_plan("neighborhood").with_changes() == load_plan("neighborhood")
     with pytest.raises(ValueError, match="unknown key 'windw'; did you mean 'window'"):
         load_plan("neighborhood").with_changes(windw=3)
     with pytest.raises(ValueError, match="unknown key 'imp'; did you mean 'impl'"):
