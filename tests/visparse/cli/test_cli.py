@@ -115,6 +115,37 @@ def test_failure_is_one_line_and_1(capsys, tiny_folder, tmp_path, monkeypatch):
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--set", "decya=2"], "unknown key 'decya'; did you mean 'decay'? (known: variant, decay, sink, block, dense"),
+        (["--set", "plan=dense"], "overrides of 'radial': 'plan' cannot be overridden; choose the plan by its name"),
+        (["--plan", "dense"], "plans: 'dense' is always a row of its own; name sparse plans only"),
+        (["--plan", "radial", "--plan", "radial"], "'radial' is there twice; give each a label, or its file a name"),
+        (["--plan", "neighborhood", "--set", "window=-1"], "window: wanted at least 1, got -1; count it in tokens"),
+        (
+            ["--plan", "neighborhood", "--set", "window=[99,1,1]", "--set", "stride=1"],
+            "window: 99 with dilation 1 needs 99 tokens on the frames axis, but the grid",
+        ),
+        (["--fps", "0"], "fps: wanted more than 0, got 0.0"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(capsys, tiny_folder, tmp_path, arguments, text):
+    base = ["run", "--model", str(tiny_folder), "--prompt", "p", *SIZE, "--out", str(tmp_path)]
+    assert main([*base, *arguments]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert text in shown.err.strip().splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_cuda_where_there_is_none(capsys, monkeypatch, tiny_folder, tmp_path):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    base = ["run", "--model", str(tiny_folder), "--prompt", "p", *SIZE, "--out", str(tmp_path)]
+    assert main([*base, "--device", "cuda"]) == 1
+    assert "device: wanted cuda, but torch sees no CUDA device; use cpu" in capsys.readouterr().err
+
+
 def test_unexpected_error_names_its_type(capsys, monkeypatch):
     monkeypatch.setattr("visparse.cli.env.find_environment", lambda: {}["versions"])
     monkeypatch.delenv("VISPARSE_DEBUG", raising=False)
