@@ -36,7 +36,7 @@ def sparsify(
         strict: raise where a layer or call cannot be served. Else it runs dense, with a warning and a reported
             reason.
         overrides: `dense_steps`, `dense_layers` (see `SparsePlan`); `impl`, `block_q`, `block_k`, `order`, `timing`
-            (see `visparse.router.Settings`); or parameters of the plan's pattern, such as `window` or `decay`.
+            (see `visparse.settings.Settings`); or parameters of the plan's pattern, such as `window` or `decay`.
 
     Returns:
         Handle with `restore()`, `report()` and `plan`; usable in a `with` statement.

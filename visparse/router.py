@@ -90,7 +90,7 @@ class Router:
         stage = self.stage
         key = (layout, stage, device)
         if key not in self._cache:
-            if self.off_grid(layout) is None:
+            if self.why_dense(layout) is None:
                 self.plan.check_grid(self.model, layout.grid, self.clock.total)
             while len(self._cache) >= _KEPT_LAYOUTS:
                 self._cache.pop(next(iter(self._cache)))

@@ -31,7 +31,6 @@ def test_parts_of_a_run(now):
         now(0.5)
     now(9.0)
     assert (clock.steps, len(ticks)) == (2, 2)
-    assert clock.step_seconds == [3.0, 2.0]
     assert (clock.seconds_text, clock.seconds_denoise, clock.seconds_decode, clock.seconds) == (1.0, 5.0, 0.5, 6.5)
     assert torch.equal(clock.latents, latents)
     assert not model._forward_pre_hooks

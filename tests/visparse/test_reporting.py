@@ -1,6 +1,7 @@
 """The report's arithmetic and text, on a hand-made session."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -54,6 +55,14 @@ def test_before_any_run_and_for_a_grid(session):
     assert model.impl_reasons["triton"]
     with pytest.raises(ValueError, match="window"):
         make_report(PLAN, {"model": session}, (2, 3, 3))
+
+
+def test_without_a_timestep_all_runs_dense_and_says_so(session):
+    plan = replace(PLAN, dense_steps=0.5)
+    session.router = Router(plan, MODEL, Settings(), Clock(plan.stage))
+    session.router.begin(Layout((2, 8, 8)), None, torch.device("cpu"))
+    layer = make_report(plan, {"model": session}, None).models[0].layers[1]
+    assert (layer.state, layer.why) == ("dense", "the step is not known")
 
 
 def test_times(session):

@@ -82,11 +82,6 @@ class StepClock:
         """From the last step to the end: decoder, copying the frames."""
         return self._end - self._mark(-1)
 
-    @property
-    def step_seconds(self) -> list[float]:
-        """Seconds of each step."""
-        return [after - before for before, after in zip(self._marks, self._marks[1:], strict=False)]
-
     def _first_call(self, module: nn.Module, inputs: object) -> None:
         if not self._marks:
             self._marks.append(self._now())
