@@ -63,6 +63,7 @@ def sparsify(
     handle = Handle(chosen, sessions)
     try:
         for session in sessions.values():
+            session.router.undo = handle.restore
             session.install()
     except BaseException:
         handle.restore()

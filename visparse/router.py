@@ -5,8 +5,9 @@ from __future__ import annotations
 import operator
 import time
 import warnings
+from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -35,6 +36,8 @@ class Router:
         self.held = SimpleNamespace()
         self.denoiser_seconds = 0.0
         self.list_seconds = 0.0
+        self.proven = False  # whether a call of the denoiser has come through with sparse attention in it
+        self.undo: Callable[[], object] | None = None
         self._cache: dict[Any, list[BlockLists | None]] = {}
         self._run = 0
         self._warned: set[str] = set()
@@ -64,13 +67,19 @@ class Router:
         self.follow_run()
         started = time.perf_counter()
         self.layout, self.why = layout, self.why_dense(layout)
-        for route, lists in zip(self.routes, self.lists(layout, device), strict=True):
+        try:
+            served = self.lists(layout, device)
+        except ValueError as error:
+            self.fail(error)
+        for route, lists in zip(self.routes, served, strict=True):
             route.lists = lists
         self.list_seconds += time.perf_counter() - started
 
-    def end(self) -> None:
-        """The call is over, by return or by exception."""
+    def end(self, completed: bool) -> None:
+        """The call is over, by return (`completed`) or by exception."""
         self.traced = None
+        if completed and not self.proven:
+            self.proven = any(route.stats.served for route in self.routes)
 
     def follow_run(self) -> None:
         """Set counts and times to zero where a new run has begun, also in another denoiser of the pipeline."""
@@ -169,6 +178,23 @@ class Router:
         if reason not in self._warned and not torch.compiler.is_compiling():
             self._warned.add(reason)
             warnings.warn(f"visparse: runs dense against the plan: {reason}", RuntimeWarning, stacklevel=2)
+
+    def fail(self, error: ValueError) -> NoReturn:
+        """Raise an error of bad input. Where no call has been served sparsely yet, everything comes off first.
+
+        So a mistake in a plan leaves nothing patched, and one bad request does not end a plan that works.
+
+        Raises:
+            ValueError: always.
+        """
+        if self.proven or self.undo is None:
+            raise error
+        self.undo()
+        raise ValueError(f"{error} (nothing had run sparsely yet, so visparse has restored the model)") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles do not undo what is installed on the original."""
+        return {**self.__dict__, "undo": None}
 
     def off_grid(self, layout: Layout) -> str | None:
         """Why the plan is not for this grid; None where it is."""

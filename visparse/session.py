@@ -100,6 +100,7 @@ class Session:
             if attention.processor is replacement:
                 attention.processor = original
         delattr(model, _ATTRIBUTE)
+        self.router.undo = None
         return True
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -117,8 +118,8 @@ class Session:
         self._started = self.router.now(device)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Runs after each call of the denoiser, also when it raised."""
-        self.router.end()
+        """Runs after each call of the denoiser, also when it raised; `output` is None then."""
+        self.router.end(output is not None)
         if torch.compiler.is_compiling() or self._started is None:
             return
         now = self.router.now(self._device)

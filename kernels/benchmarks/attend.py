@@ -179,7 +179,7 @@ def report(args: argparse.Namespace, rows: list[dict]) -> dict:
         "device": name,
         "versions": versions,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit.stdout.strip() if commit.returncode == 0 else None,
         "settings": settings,
         "rows": rows,
     }

@@ -108,7 +108,7 @@ def test_nan_is_named_where_the_check_is_on(qkv, monkeypatch) -> None:
     monkeypatch.delenv("VISPARSE_CHECK", raising=False)
     attend(q, k, v, LISTS)
     monkeypatch.setenv("VISPARSE_CHECK", "1")
-    with pytest.raises(ValueError, match=r"k: wanted finite values .* got nan at .* = \[1, 7, 2, 5\], 1 bad in all"):
+    with pytest.raises(ValueError, match=r"k: wanted finite values, got nan at .* = \[1, 7, 2, 5\], 1 bad in all"):
         attend(q, k, v, LISTS)
 
 

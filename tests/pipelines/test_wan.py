@@ -152,33 +152,56 @@ def test_failing_sparsify_leaves_everything_as_it_was(wan, film, monkeypatch):
     assert untouched(wan.transformer)
 
 
-def test_window_larger_than_the_grid_is_an_error_at_the_call_and_can_be_undone(wan, film):
-    before = film(wan)
+def test_window_larger_than_the_grid_is_an_error_and_nothing_stays_patched(wan, film):
+    before, objects = film(wan), processors(wan.transformer)
     handle = visparse.sparsify(wan, "neighborhood", window=(2, 99, 3), stride=1, dense_steps=1)
-    with pytest.raises(ValueError, match=r"window: 99 .* height"):
+    with pytest.raises(ValueError, match=r"window: 99 .* height .* so visparse has restored the model"):
         film(wan)
     assert handle.report().models[0].layers[0].dense_calls == 0  # before the first dense step, not after it
-    assert handle.restore() is True
+    assert untouched(wan.transformer)
+    assert all(new is old for new, old in zip(processors(wan.transformer), objects, strict=True))
+    assert handle.restore() is False
     assert torch.equal(film(wan), before)
 
 
-def test_nan_in_q_is_named_where_the_check_is_on_and_nothing_stays_patched(wan, film, monkeypatch):
+def test_a_bad_request_does_not_end_a_plan_that_works(wan, film):
+    with visparse.sparsify(wan, "neighborhood", window=(2, 3, 3), stride=1, dense_steps=0) as handle:
+        first = film(wan)
+        with pytest.raises(ValueError, match=r"window: 2 .* frames(?!.*restored)"):
+            film(wan, num_frames=1)
+        assert "installed on transformer" in repr(handle)
+        assert torch.equal(film(wan), first)
+
+
+@pytest.mark.parametrize("restored", [True, False], ids=["in place", "after a good run"])
+def test_nan_in_q_is_named_and_nothing_stays_patched(wan, film, restored):
     before, objects = film(wan), processors(wan.transformer)
+    handle = visparse.sparsify(wan, "neighborhood", **SMALL)
+    if not restored:
+        film(wan)
     weight = wan.transformer.blocks[1].attn1.norm_q.weight
     good = weight.detach().clone()
-    monkeypatch.setenv("VISPARSE_CHECK", "1")
     with torch.no_grad():
         weight[0] = torch.nan
-    with (
-        pytest.raises(ValueError, match=r"q: wanted finite values.* got nan at .*look for an overflow before"),
-        visparse.sparsify(wan, "neighborhood", **SMALL),
+    with pytest.raises(
+        ValueError, match=r"layer 1: q: wanted finite values.* got nan at .*look for an overflow before"
     ):
         film(wan)
-    assert untouched(wan.transformer)
+    assert untouched(wan.transformer) is restored
+    handle.restore()
     assert all(new is old for new, old in zip(processors(wan.transformer), objects, strict=True))
     with torch.no_grad():
         weight.copy_(good)
     assert torch.equal(film(wan), before)
+
+
+def test_an_error_in_one_transformer_restores_both(make_wan, wan_transformer, film):
+    pipe = make_wan(transformer_2=wan_transformer, boundary_ratio=0.5)
+    visparse.sparsify(pipe, "neighborhood", window=(2, 99, 3), stride=1, dense_steps=0)
+    with pytest.raises(ValueError, match="has restored the model"):
+        film(pipe)
+    assert untouched(pipe.transformer)
+    assert untouched(pipe.transformer_2)
 
 
 def test_exception_in_the_middle_of_a_run_leaves_a_clean_start(wan, film):

@@ -7,8 +7,8 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from importlib import metadata
 
+import visparse
 from visparse.cli import demo, env, run
 
 
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Sparse attention for diffusion transformers: make it faster, and see what that costs.",
         epilog="Set VISPARSE_DEBUG=1 to see tracebacks, VISPARSE_PROGRESS=0 to hide progress bars.",
     )
-    parser.add_argument("--version", action="version", version=f"visparse {metadata.version('visparse')}")
+    parser.add_argument("--version", action="version", version=f"visparse {visparse.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in (env, demo, run):
         module.add_parser(commands)

@@ -9,8 +9,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import visparse
+
 PACKAGES = (
-    "visparse",
     "torch",
     "triton",
     "diffusers",
@@ -28,7 +29,7 @@ def find_versions() -> dict[str, str | None]:
     Returns:
         Name -> version; None where a package is not installed.
     """
-    versions: dict[str, str | None] = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version(), "visparse": visparse.__version__}
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)

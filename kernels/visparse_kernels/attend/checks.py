@@ -72,7 +72,7 @@ def check_finite(**tensors: Tensor) -> None:
         if bool(bad.any()):
             index = bad.nonzero()[0].tolist()
             raise ValueError(
-                f"{name}: wanted finite values (VISPARSE_CHECK=1), got {x[tuple(index)].item()} at [b, s, h, d] = "
+                f"{name}: wanted finite values, got {x[tuple(index)].item()} at [b, s, h, d] = "
                 f"{index}, {int(bad.sum())} bad in all; look for an overflow before this layer, or use bf16, not fp16"
             )
 

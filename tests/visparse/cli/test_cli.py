@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 
-import visparse
 from visparse.cli import main
 from visparse.cli.options import assignment, overrides_of
 from visparse.measure.results import Record
@@ -40,11 +39,8 @@ def test_whole_path_in_a_process_of_its_own(tiny_folder, tmp_path):
 
 
 def test_help_of_the_commands_imports_nothing_heavy(tmp_path):
-    # A bare package stands for `visparse`, so that only what the commands import themselves is seen.
     code = (
-        "import sys, types\n"
-        f"bare = types.ModuleType('visparse'); bare.__path__ = [{str(Path(visparse.__file__).parent)!r}]\n"
-        "sys.modules['visparse'] = bare\n"
+        "import sys\n"
         "from visparse.cli import main\n"
         "try:\n    main(['run', '--help'])\n"
         "except SystemExit as stop:\n    print('code', stop.code)\n"
@@ -263,3 +259,19 @@ def test_progress_setting(monkeypatch):
     monkeypatch.setenv("VISPARSE_PROGRESS", "no")
     with pytest.raises(ValueError, match="VISPARSE_PROGRESS: wanted 0 or 1, got 'no'"):
         wants_bar()
+
+
+def test_runs_from_a_source_tree_that_is_not_installed():
+    code = (
+        "import importlib.metadata as m\n"
+        "real = m.version\n"
+        "def version(name):\n"
+        "    if name == 'visparse': raise m.PackageNotFoundError(name)\n"
+        "    return real(name)\n"
+        "m.version = version\n"
+        "from visparse.cli import main\n"
+        "raise SystemExit(main(['env', '--json']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
