@@ -61,7 +61,7 @@ def test_requirements_are_lower_bounds() -> None:
     tomllib = pytest.importorskip("tomllib", reason="Python 3.11 reads TOML")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for requirement in project["dependencies"]:
-        assert re.match(r"^[a-z]+>=[\d.]+(; .*)?$", requirement), requirement
+        assert re.match(r"^[a-z0-9]+>=[\d.]+(; .*)?$", requirement), requirement
 
 
 def test_tree_is_free_of_leftovers() -> None:
