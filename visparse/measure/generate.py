@@ -6,7 +6,6 @@ import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +101,7 @@ def load_pipeline(model: str | os.PathLike[str], *, device: str = "auto", dtype:
     pipe = DiffusionPipeline.from_pretrained(
         str(folder) if local else name,
         local_files_only=local,
-        **{_dtype_argument(): {"default": DTYPES[dtype], "vae": torch.float32}},
+        dtype={"default": DTYPES[dtype], "vae": torch.float32},
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(target), dtype
@@ -182,12 +181,6 @@ def default_arguments(pipe: Any) -> dict[str, Any]:
     """The defaults of a pipeline's call: argument name -> value."""
     parameters = inspect.signature(type(pipe).__call__).parameters
     return {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
-
-
-def _dtype_argument() -> str:
-    """`torch_dtype` was renamed: diffusers 0.42 warns about it, 0.36 does not know the new name."""
-    version = metadata.version("diffusers").split(".")
-    return "dtype" if (int(version[0]), int(version[1])) >= (0, 42) else "torch_dtype"
 
 
 def _call_arguments(pipe: Any, request: Request) -> dict[str, Any]:
