@@ -88,5 +88,5 @@ def unlisten(model: torch.nn.Module) -> None:
 
 def _forget_cached_children(model: torch.nn.Module) -> None:
     registry = getattr(model, "_diffusers_hook", None)
-    if registry is not None and hasattr(registry, "invalidate_child_registries_cache"):
+    if registry is not None:
         registry.invalidate_child_registries_cache()

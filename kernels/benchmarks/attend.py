@@ -6,13 +6,9 @@ Every figure is useful work: kept pairs only. Contenders take turns, so that a c
 """
 
 import argparse
-import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from visparse.measure.results import Record
 from visparse_kernels import BlockLists, attend, choose, preferred_blocks
 from visparse_kernels.testing import check_close
 
@@ -155,34 +152,17 @@ def measure(args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def report(args: argparse.Namespace, rows: list[dict]) -> dict:
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
-    )
-    name = (
-        torch.cuda.get_device_name() if args.device == "cuda" else f"{platform.processor() or platform.machine()} CPU"
-    )
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    if args.device == "cuda":
-        versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+def record(args: argparse.Namespace, rows: list[dict]) -> Record:
     settings = {
         "block_q": args.block_q,
         "block_k": args.block_k,
         "repeats": args.repeats,
         "threads": torch.get_num_threads(),
+        "cudnn": torch.backends.cudnn.version() if args.device == "cuda" else None,
         "pattern": "random blocks, different for every head, none masked",
         "check": "error rule on 64 rows of each contender",
     }
-    return {
-        "schema": 1,
-        "kind": "kernels",
-        "device": name,
-        "versions": versions,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() if commit.returncode == 0 else None,
-        "settings": settings,
-        "rows": rows,
-    }
+    return Record.collect("kernels", settings, rows, device=args.device)
 
 
 def arguments() -> argparse.Namespace:
@@ -211,8 +191,8 @@ def main() -> int:
     args = arguments()
     with torch.no_grad():
         rows = measure(args)
-    result = report(args, rows)
-    print(f"{result['device']}, {args.tokens} tokens, {args.heads} heads of {args.head_dim}, {args.dtype}")
+    result = record(args, rows)
+    print(f"{result.device['name']}, {args.tokens} tokens, {args.heads} heads of {args.head_dim}, {args.dtype}")
     print(f"{'contender':18}{'impl':>10}{'density':>10}{'ms':>10}{'TFLOP/s':>10}{'x dense':>9}")
     for row in rows:
         head = f"{row['contender']:18}{row['impl']:>10}{row['density']:>10.2%}"
@@ -221,7 +201,7 @@ def main() -> int:
         else:
             print(f"{head}  wrong, so no time: {row['error']}")
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        result.write(args.json)
     return 0 if all(row["correct"] for row in rows) else 1
 
 

@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from visparse.measure.settings import COMPARISONS
+
 _RENAMED = {"frames": "num_frames", "steps": "num_inference_steps", "guidance": "guidance_scale"}
 _PLAIN = ("prompt", "negative_prompt", "height", "width", "frames", "steps", "guidance", "seed", "fps")
 _ALWAYS = ("compare", "repeats", "device", "dtype")
@@ -26,7 +28,7 @@ def add_generation_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--compare",
         type=comparisons,
-        default=("dense", "fewer-steps", "floor"),
+        default=COMPARISONS,
         metavar="LIST",
         help="what stands beside the plans (default dense,fewer-steps,floor): dense is always there; "
         "fewer-steps is dense in the time of the fastest plan; floor is dense again with other rounding",
@@ -61,11 +63,10 @@ def positive(text: str) -> int:
 
 def comparisons(text: str) -> tuple[str, ...]:
     """Names separated by commas, each one of `COMPARISONS`."""
-    known = ("dense", "fewer-steps", "floor")
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
-        if name not in known:
-            raise argparse.ArgumentTypeError(f"wanted some of {','.join(known)}, got {name!r}")
+        if name not in COMPARISONS:
+            raise argparse.ArgumentTypeError(f"wanted some of {','.join(COMPARISONS)}, got {name!r}")
     return names
 
 
