@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from visparse_kernels.bits import identity_order, unpack_bits
+from visparse_kernels.boxes import Boxes
 from visparse_kernels.lists_build import entries_from_mask, entries_to_csr
 from visparse_kernels.lists_check import check_contents, check_shapes
 
@@ -32,13 +33,15 @@ class BlockLists:
         block_k: key slots per block, a multiple of 32.
         head_group: int32 [H], group of each head, or -1 for a skipped head (output 0, log-sum-exp -inf).
         q_order: int32 [G or 1, n_q * block_q], slot -> token, -1 is padding; every token in exactly one slot.
-        k_order: int32 [G or 1, n_k * block_k], the same for keys.
+        k_order: int32 [G or 1, n_k * block_k], the same for keys; with ``boxes`` a key may lie in several slots, or
+            in none, but no query keeps it twice.
         full_offsets: int32 [G * n_q + 1], CSR offsets; row = group * n_q + query block.
         full_indices: int32 [n_full], key blocks without a mask, ascending in each row.
         partial_offsets: int32 [G * n_q + 1], CSR offsets of the masked blocks.
         partial_indices: int32 [n_partial], key blocks with a mask, ascending in each row.
         partial_tiles: int32 [n_partial], which tile masks the block.
         tiles: int32 [n_tiles, block_q, block_k / 32], distinct bit masks; bit j of word w is key slot 32 * w + j.
+        boxes: where in a grid the blocks lie, if they do; the order tables hold with and without it.
 
     Raises:
         ValueError: a shape does not fit the others (contents are checked by `validate`).
@@ -58,6 +61,7 @@ class BlockLists:
     partial_indices: Tensor
     partial_tiles: Tensor
     tiles: Tensor
+    boxes: Boxes | None = None
 
     def __post_init__(self) -> None:
         """Check shapes and dtypes; cheap, reads no tensor contents."""
@@ -78,6 +82,7 @@ class BlockLists:
         cols: Tensor,
         tile: Tensor,
         tiles: Tensor | None = None,
+        boxes: Boxes | None = None,
     ) -> "BlockLists":
         """Build lists from visited blocks in any order; never holds a token mask.
 
@@ -93,6 +98,7 @@ class BlockLists:
             cols: int [n], its key block.
             tile: int [n], its row in ``tiles``, or -1 for a full block.
             tiles: int32 [n_tiles, block_q, block_k / 32]; None where every block is full.
+            boxes: where in a grid the blocks lie, if they do.
 
         Returns:
             The lists, on the device of ``rows``.
@@ -124,6 +130,7 @@ class BlockLists:
             partial_indices=partial_indices,
             partial_tiles=partial_tiles,
             tiles=tiles.to(device),
+            boxes=None if boxes is None else boxes.to(device),
         )
 
     @classmethod
@@ -265,8 +272,8 @@ class BlockLists:
         """Return the same lists on another device; self where nothing has to move."""
         if self.device == torch.device(device):
             return self
-        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name not in _INTS}
-        return replace(self, **moved)
+        tables = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _INTS}
+        return replace(self, **{name: table.to(device) for name, table in tables.items() if table is not None})
 
     def validate(self) -> "BlockLists":
         """Check the contents of every table; reads them all, so not for the hot path.

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from visparse_kernels.boxes import check_boxes
+
 if TYPE_CHECKING:
     from visparse_kernels.lists import BlockLists
 
@@ -52,7 +54,8 @@ def check_shapes(lists: "BlockLists") -> None:
             raise ValueError(f"{name}: wanted a contiguous table, got strides {table.stride()}; call .contiguous()")
     for name, length, block in (("q_order", lists.q_len, lists.block_q), ("k_order", lists.k_len, lists.block_k)):
         slots = getattr(lists, name).shape[1]
-        if slots % block or slots < length:
+        overlapping = name == "k_order" and lists.boxes is not None
+        if slots % block or (slots < length and not overlapping):
             raise ValueError(
                 f"{name}: wanted a multiple of the block size {block}, at least {length} slots, got {slots}; "
                 "pad the table with -1"
@@ -90,11 +93,16 @@ def check_contents(lists: "BlockLists") -> None:
         lists: the block lists to check.
 
     Raises:
-        ValueError: a token is missing or in two slots, an index is out of range or out of order, or a block is both
-            full and partial.
+        ValueError: a token is missing or in two slots, an index is out of range or out of order, a block is both
+            full and partial, or boxes do not fit the order tables.
     """
     _order("q_order", lists.q_order, lists.q_len)
-    _order("k_order", lists.k_order, lists.k_len)
+    if lists.boxes is None:
+        _order("k_order", lists.k_order, lists.k_len)
+    else:
+        _range("k_order", lists.k_order, -1, lists.k_len)
+        check_boxes("q", lists.boxes, lists.q_order, lists.block_q)
+        check_boxes("k", lists.boxes, lists.k_order, lists.block_k)
     _range("head_group", lists.head_group, -1, lists.groups)
     _range("partial_tiles", lists.partial_tiles, 0, lists.tiles.shape[0])
     full = _csr("full", lists.full_offsets, lists.full_indices, lists.n_k)
@@ -106,6 +114,8 @@ def check_contents(lists: "BlockLists") -> None:
             f"full_indices, partial_indices: key block {key % lists.n_k} of row {key // lists.n_k} is in both lists; "
             "keep it in one of them"
         )
+    if lists.boxes is not None:
+        _once(lists)
 
 
 def _order(name: str, order: Tensor, length: int) -> None:
@@ -118,6 +128,20 @@ def _order(name: str, order: Tensor, length: int) -> None:
                 f"{name}: wanted every token in exactly one slot, got token {token} in {int(seen[token])} slots "
                 f"(table {group}); list each token once and pad with -1"
             )
+
+
+def _once(lists: "BlockLists") -> None:
+    from visparse_kernels.lists_views import times_kept
+
+    for group in range(lists.groups):
+        for block in range(lists.n_q):
+            times = times_kept(lists, group, block, block + 1)
+            if bool((times > 1).any()):
+                slot, token = (int(i) for i in (times > 1).nonzero()[0])
+                raise ValueError(
+                    f"boxes: slot {slot} of query block {block} (group {group}) keeps token {token} "
+                    f"{int(times[slot, token])} times; boxes of one list may overlap only where masks keep it once"
+                )
 
 
 def _range(name: str, values: Tensor, low: int, high: int) -> None:

@@ -30,6 +30,21 @@ def query_block_mask(lists: "BlockLists", group: int, first: int, last: int) -> 
     Returns:
         bool [(last - first) * block_q, k_len]; rows of padding slots are False.
     """
+    return times_kept(lists, group, first, last) > 0
+
+
+def times_kept(lists: "BlockLists", group: int, first: int, last: int) -> Tensor:
+    """Count how often each query of some blocks keeps each token: 0 or 1, or the lists are wrong.
+
+    Args:
+        lists: the block lists.
+        group: group of heads.
+        first: first query block.
+        last: end of the query blocks, not included.
+
+    Returns:
+        int32 [(last - first) * block_q, k_len]; rows of padding slots are 0.
+    """
     n, block_q, block_k = last - first, lists.block_q, lists.block_k
     slots = torch.zeros(n, lists.n_k, block_q, block_k, dtype=torch.bool, device=lists.device)
     row = group * lists.n_q + first
@@ -46,8 +61,11 @@ def query_block_mask(lists: "BlockLists", group: int, first: int, last: int) -> 
     k_order = order_of(lists.k_order, group)
     k_real = k_order >= 0
     by_slot = slots.transpose(1, 2).reshape(n * block_q, -1) & q_real[:, None]
-    by_token = torch.zeros(n * block_q, lists.k_len, dtype=torch.bool, device=lists.device)
-    by_token[:, k_order[k_real].long()] = by_slot[:, k_real]
+    by_token = torch.zeros(n * block_q, lists.k_len, dtype=torch.int32, device=lists.device)
+    if lists.boxes is None:
+        by_token[:, k_order[k_real].long()] = by_slot[:, k_real].to(torch.int32)
+    else:  # a token may lie in several slots
+        by_token.index_add_(1, k_order[k_real].long(), by_slot[:, k_real].to(torch.int32))
     return by_token
 
 

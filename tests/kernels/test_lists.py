@@ -7,6 +7,7 @@ import torch
 
 from visparse_kernels import BlockLists
 from visparse_kernels.bits import identity_order, pack_bits, unpack_bits
+from visparse_kernels.boxes import Boxes, box_tokens
 from visparse_kernels.testing import random_lists
 
 
@@ -211,3 +212,67 @@ def test_bad_entries_are_refused(rows: list[int], cols: list[int], tile: list[in
 def test_a_mask_of_the_wrong_kind_is_refused() -> None:
     with pytest.raises(ValueError, match=r"mask: wanted bool \[heads, q_len, k_len\], got torch.float32 \[3, 4\]"):
         BlockLists.from_mask(torch.ones(3, 4), 32, 32)
+
+
+def boxed_lists() -> BlockLists:
+    """A grid of 2 x 6 x 9 with two tokens before it; key boxes overlap, and hang over at the end of rows."""
+    grid, first, box = (2, 6, 9), 2, (1, 4, 8)
+    starts = torch.tensor([[t, y, x] for t in range(2) for y in (0, 2) for x in (0, 1, 8)], dtype=torch.int32)
+    run = torch.tensor([[-1, 0, 0]], dtype=torch.int32)
+    aligned = torch.tensor([[t, y, x] for t in range(2) for y in (0, 4) for x in (0, 8)], dtype=torch.int32)
+    words = torch.where(torch.arange(32) < 2, torch.arange(32), -1)[None].to(torch.int32)
+    boxes = Boxes(
+        grid=grid,
+        first=first,
+        q_box=(box,),
+        k_box=(box,),
+        q_starts=torch.cat([aligned, run])[None],
+        k_starts=torch.cat([starts, run])[None],
+    )
+    return BlockLists.from_entries(
+        q_len=110,
+        k_len=110,
+        block_q=32,
+        block_k=32,
+        head_group=torch.tensor([0, -1]),
+        q_order=torch.cat([box_tokens(grid, first, box, aligned), words]).flatten(),
+        k_order=torch.cat([box_tokens(grid, first, box, starts), words]).flatten(),
+        rows=torch.tensor([0, 0, 1, 5, 8]),
+        cols=torch.tensor([1, 12, 2, 9, 12]),
+        tile=torch.tensor([-1, -1, -1, 0, -1]),
+        tiles=torch.full((1, 32, 1), 0x0F0F0F0F, dtype=torch.int32),
+        boxes=boxes,
+    )
+
+
+def test_boxes_mean_what_their_order_tables_say() -> None:
+    lists = boxed_lists().validate()
+    mask = lists.to_mask()
+    token = 2 + (0 * 6 + 3) * 9 + 5  # frame 0, row 3, column 5: in the first query box
+    seen = {2 + y * 9 + x for y in range(4) for x in range(1, 9)} | {0, 1}
+    assert set(mask[0, token].nonzero().flatten().tolist()) == seen
+    assert not mask[1].any()
+    assert lists.density == pytest.approx(float(mask.float().mean()))
+    assert set(lists.to("cpu").boxes.k_box) == {(1, 4, 8)}
+
+
+def test_boxes_that_disagree_with_the_order_are_refused() -> None:
+    lists = boxed_lists()
+    moved = replace(lists.boxes, k_starts=lists.boxes.k_starts.clone())
+    moved.k_starts[0, 3, 2] += 1
+    with pytest.raises(ValueError, match=r"block 3 of k_order \(row 0\) holds token 20 in slot 0, but its box begins"):
+        replace(lists, boxes=moved).validate()
+    with pytest.raises(ValueError, match="q_box of row 0 is None, so wanted only runs"):
+        replace(lists, boxes=replace(lists.boxes, q_box=(None,))).validate()
+    with pytest.raises(ValueError, match=r"wanted k_starts \[1, 13, 3\]"):
+        replace(lists, boxes=replace(lists.boxes, k_starts=moved.k_starts[:, 1:])).validate()
+
+
+def test_a_query_that_keeps_a_key_twice_is_refused() -> None:
+    lists = boxed_lists()
+    twice = replace(
+        lists, full_indices=torch.tensor([0, 1, 2, 12], dtype=torch.int32), full_offsets=lists.full_offsets.clone()
+    )
+    twice = replace(twice, full_offsets=torch.tensor([0, 2, 3, 3, 3, 3, 3, 3, 3, 4], dtype=torch.int32))
+    with pytest.raises(ValueError, match="keeps token 3 2 times"):
+        twice.validate()
