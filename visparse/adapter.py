@@ -15,7 +15,10 @@ from visparse.rules import ModelFingerprint
 
 # Class name -> module that holds its `ADAPTER`; imported when a model of that class is met.
 ADAPTERS = {
+    "CogVideoXTransformer3DModel": "visparse_pipelines.cogvideox",
     "DiTTransformer2DModel": "visparse_pipelines.dit",
+    "FluxTransformer2DModel": "visparse_pipelines.flux",
+    "HunyuanVideoTransformer3DModel": "visparse_pipelines.hunyuan_video",
     "WanTransformer3DModel": "visparse_pipelines.wan",
 }
 
@@ -26,21 +29,23 @@ class Adapter:
 
     Attributes:
         model_class: name of the denoiser's class.
-        attention: path of its self-attention modules; `*` stands for one part, such as `blocks.*.attn1`.
+        attention: path of its self-attention modules, or several; `*` stands for one part, such as `blocks.*.attn1`.
+            Self-attention may be joint with text: text tokens lie before or after the grid and stay dense.
         layout: function (model's config, arguments of its forward by name) -> `Layout` of the tokens that the
             self-attention sees.
         timestep: name of the timestep argument.
     """
 
     model_class: str
-    attention: str
+    attention: str | tuple[str, ...]
     layout: Callable[[Any, Mapping[str, Any]], Layout]
     timestep: str = "timestep"
 
     def layers(self, model: nn.Module) -> dict[str, Any]:
         """The self-attention modules of a model in layer order, by path."""
-        path = re.compile(re.escape(self.attention).replace(r"\*", r"[^.]+"))
-        return {name: module for name, module in model.named_modules() if path.fullmatch(name)}
+        paths = (self.attention,) if isinstance(self.attention, str) else self.attention
+        found = re.compile("|".join(re.escape(path).replace(r"\*", r"[^.]+") for path in paths))
+        return {name: module for name, module in model.named_modules() if found.fullmatch(name)}
 
     def fingerprint(self, model: Any) -> ModelFingerprint:
         """The shape of a model."""

@@ -83,7 +83,9 @@ class LayerRoute:
             lists = lists.to(q.device)
         if q.device.type == "cpu" and not torch.compiler.is_compiling():
             self._check_finite(q, k, v)
-        out = cast(Tensor, attend(q, k, v, lists, scale=call.get("scale"), impl=self.router.settings.impl))
+        bias = _key_bias(call.get("attn_mask"))
+        scale, impl = call.get("scale"), self.router.settings.impl
+        out = cast(Tensor, attend(q, k, v, lists, scale=scale, key_bias=bias, impl=impl))
         return out.transpose(1, 2) if heads_first else out
 
     def _check_finite(self, q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -100,8 +102,9 @@ class LayerRoute:
         q, k = call["query"], call["key"]
         tokens, heads = (q.shape[2], q.shape[1]) if heads_first else (q.shape[1], q.shape[2])
         k_tokens, k_heads = (k.shape[2], k.shape[1]) if heads_first else (k.shape[1], k.shape[2])
-        if call.get("attn_mask") is not None:
-            return "an attention mask was passed"
+        mask = call.get("attn_mask")
+        if mask is not None and not _hides_keys(mask, q.shape[0], heads, tokens):
+            return f"an attention mask of shape {list(mask.shape)} was passed; [batch, 1, 1, keys] can be served"
         if call.get("is_causal"):
             return "causal attention was asked for"
         if call.get("dropout_p"):
@@ -131,3 +134,23 @@ class LayerRoute:
         stats.dense_seconds += seconds
         if reason is not None:
             stats.fallbacks[reason] = stats.fallbacks.get(reason, 0) + 1
+
+
+def _hides_keys(mask: Tensor, batch: int, heads: int, keys: int) -> bool:
+    """Whether a mask is the same for all queries: [batch or 1, heads or 1, 1, keys]."""
+    return (
+        mask.ndim == 4
+        and mask.shape[0] in (1, batch)
+        and mask.shape[1] in (1, heads)
+        and (mask.shape[2], mask.shape[3]) == (1, keys)
+    )
+
+
+def _key_bias(mask: Tensor | None) -> Tensor | None:
+    """A mask that is the same for all queries, as `attend` takes it: 0 and -inf for a boolean one."""
+    if mask is None:
+        return None
+    keys = mask[:, :, 0]
+    if keys.dtype == torch.bool:
+        return torch.zeros(keys.shape, device=keys.device).masked_fill(~keys, -torch.inf)
+    return keys

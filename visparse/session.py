@@ -48,7 +48,8 @@ class Session:
             elif router.settings.strict:
                 raise ValueError(f"strict: {path} cannot be served: {route.unserved}")
         if not self.layers:
-            reasons = {str(route.unserved) for route in router.routes} or {f"no module is at {adapter.attention}"}
+            where = adapter.attention if isinstance(adapter.attention, str) else " or ".join(adapter.attention)
+            reasons = {str(route.unserved) for route in router.routes} or {f"no module is at {where}"}
             raise ValueError(
                 f"no attention layer of {type(unwrapped(module)).__name__} can be served: {'; '.join(reasons)}"
             )
@@ -106,7 +107,10 @@ class Session:
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Runs before each call of the denoiser: finds layout and step, and hands out block lists."""
         arguments = dict(zip(self.names, args, strict=False)) | kwargs
-        layout = self.adapter.layout(unwrapped(self.module).config, arguments)
+        try:
+            layout = self.adapter.layout(unwrapped(self.module).config, arguments)
+        except ValueError as error:
+            self.router.fail(error)
         device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
         self._device, self._started = device, None
         self.router.begin(layout, arguments.get(self.adapter.timestep), device)
