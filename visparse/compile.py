@@ -6,7 +6,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from visparse.compile_bits import block_bits, dedupe, first_of, real_bits
+from visparse.compile_bits import FULL, number_tiles
+from visparse.compile_blocks import block_entries
+from visparse.compile_boxes import compile_boxes
 from visparse.layout import Layout
 from visparse.order import Order, Tile, choose_order, order_table, visual_blocks
 from visparse.patterns.base import Pattern
@@ -21,6 +23,7 @@ def compile_lists(
     block_q: int,
     block_k: int,
     order: str | Tile | Order = "auto",
+    boxes: bool = False,
     device: torch.device | str = "cpu",
 ) -> BlockLists:
     """Turn one pattern per head into block lists; the last 32 results are cached.
@@ -35,6 +38,10 @@ def compile_lists(
         block_k: key slots per block, a multiple of 32.
         order: ``"auto"`` (for each group what visits the fewest blocks), ``"row-major"``, a tile
             (frames, height, width) for queries and keys, or an `Order`.
+        boxes: whether every block is a box of the grid or a run of tokens, so that it can be fetched from row-major
+            memory; the lists then have `BlockLists.boxes`. Tiles in ``order`` are boxes, ``"row-major"`` means runs.
+            Key boxes of patterns with `Pattern.axes` begin wherever a window begins; those of other patterns are
+            aligned.
         device: where the lists are built and live.
 
     Returns:
@@ -59,7 +66,7 @@ def compile_lists(
         raise ValueError(f"block_q: wanted a positive int, got {block_q!r}; 64 or 128 are usual")
     if type(block_k) is not int or block_k < 1 or block_k % 32:
         raise ValueError(f"block_k: wanted a positive multiple of 32, got {block_k!r}; 64 or 128 are usual")
-    return _compile(heads, layout, block_q, block_k, _parse_order(order), torch.device(device))
+    return _compile(heads, layout, block_q, block_k, _parse_order(order), boxes, torch.device(device))
 
 
 def _parse_order(order: str | Tile | Order) -> Order | None:
@@ -75,103 +82,72 @@ def _parse_order(order: str | Tile | Order) -> Order | None:
     return Order(order, order)
 
 
-_FULL, _UNSEEN = -1, -2  # instead of a tile
-
-
 @lru_cache(maxsize=32)
 def _compile(
-    heads: tuple[Pattern, ...], layout: Layout, block_q: int, block_k: int, order: Order | None, device: torch.device
+    heads: tuple[Pattern, ...],
+    layout: Layout,
+    block_q: int,
+    block_k: int,
+    order: Order | None,
+    boxes: bool,
+    device: torch.device,
 ) -> BlockLists:
     groups = [pattern for pattern in dict.fromkeys(heads) if not isinstance(pattern, Skip)]
-    orders = [order or choose_order(pattern, layout, block_q=block_q, block_k=block_k) for pattern in groups]
-    rows, cols, tile, tiles = [_none(device)], [_none(device)], [_none(device)], []
-    first_tile = 0
+    head_group = torch.tensor([groups.index(pattern) if pattern in groups else -1 for pattern in heads])
+    if boxes:
+        return compile_boxes(groups, head_group, layout, block_q=block_q, block_k=block_k, order=order, device=device)
+    orders = [
+        order or choose_order(pattern, layout, block_q=block_q, block_k=block_k, device=device) for pattern in groups
+    ]
+    rows, cols, tile, tiles = [_none(device)], [_none(device)], [], []
     for group, (pattern, own) in enumerate(zip(groups, orders, strict=True)):
-        q = visual_blocks(layout, own.q, block_q).to(device)
-        k = visual_blocks(layout, own.k, block_k).to(device)
-        group_rows, group_cols, group_tile, group_tiles = _entries(pattern, layout, q, k)
+        q = visual_blocks(layout, own.q, block_q, device)
+        k = visual_blocks(layout, own.k, block_k, device)
+        group_rows, group_cols, group_tile, group_tiles = _with_extra(
+            *block_entries(pattern, layout.grid, q, k), layout, q, k
+        )
         rows.append(group_rows + group * (len(q) + _extra_blocks(layout, q)))
         cols.append(group_cols)
-        tile.append(torch.where(group_tile == _FULL, _FULL, group_tile + first_tile))
+        tile.append(group_tile)
         tiles.append(group_tiles)
-        first_tile += len(group_tiles)
-    distinct, index = dedupe(torch.cat(tiles)) if tiles else (None, _none(device))
-    # The last element is reached by _FULL = -1.
-    renumbered = torch.cat([index, index.new_full((1,), _FULL)])[torch.cat(tile)]
+    numbers, distinct = number_tiles(tile, tiles) if groups else (_none(device), None)
     return BlockLists.from_entries(
         q_len=layout.tokens,
         k_len=layout.tokens,
         block_q=block_q,
         block_k=block_k,
-        head_group=torch.tensor([groups.index(pattern) if pattern in groups else -1 for pattern in heads]),
-        q_order=_table(layout, [own.q for own in orders], block_q),
-        k_order=_table(layout, [own.k for own in orders], block_k),
+        head_group=head_group,
+        q_order=_table(layout, [own.q for own in orders], block_q, device),
+        k_order=_table(layout, [own.k for own in orders], block_k, device),
         rows=torch.cat(rows),
         cols=torch.cat(cols),
-        tile=renumbered,
+        tile=numbers,
         tiles=distinct,
     )
 
 
-def _entries(pattern: Pattern, layout: Layout, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return query block, key block and tile (-1: full) of each visited block of one group, and its tiles."""
-    some, every = pattern.cover(q, k, layout.grid)
-    full = torch.ones(
+def _with_extra(
+    rows: Tensor, cols: Tensor, tile: Tensor, tiles: Tensor, layout: Layout, q: Tensor, k: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Add the blocks of extra tokens, which see everything and are seen by everything."""
+    extra = torch.ones(
         len(q) + _extra_blocks(layout, q), len(k) + _extra_blocks(layout, k), dtype=torch.bool, device=q.device
     )
-    full[: len(q), : len(k)] = every
-    full_rows, full_cols = full.nonzero(as_tuple=True)
-    rows, cols = (some & ~every).nonzero(as_tuple=True)
-    tile, tiles = _judge(pattern, layout, q, k, rows, cols)
-    seen = tile != _UNSEEN
-    return (
-        torch.cat([full_rows, rows[seen]]),
-        torch.cat([full_cols, cols[seen]]),
-        torch.cat([torch.full_like(full_rows, _FULL), tile[seen]]),
-        tiles,
-    )
-
-
-def _judge(pattern: Pattern, layout: Layout, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor) -> tuple[Tensor, Tensor]:
-    """Evaluate candidate blocks exactly: int64 [n] tile, `_FULL` or `_UNSEEN` of each, and the tiles."""
-    keys = pattern.alike(q, k, rows, cols, layout.grid)
-    if keys is not None:
-        first, index = first_of(keys)
-        tile, tiles = _judge_each(pattern, layout, q, k, rows[first], cols[first])
-        return tile[index], tiles
-    return _judge_each(pattern, layout, q, k, rows, cols)
-
-
-def _judge_each(
-    pattern: Pattern, layout: Layout, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor
-) -> tuple[Tensor, Tensor]:
-    q_real, k_real = real_bits(q, k)
-    tile = torch.full_like(rows, _UNSEEN)
-    tiles = [torch.zeros(0, q.shape[1], k.shape[1] // 32, dtype=torch.int32, device=q.device)]
-    start = first_tile = 0
-    for words in block_bits(pattern, layout.grid, q, k, rows, cols):
-        part = slice(start, start + len(words))
-        whole = k_real[cols[part]][:, None].where(q_real[rows[part]][..., None], 0)
-        full = (words == whole).flatten(1).all(1)
-        masked = (words != 0).flatten(1).any(1) & ~full
-        distinct, index = dedupe(words[masked])
-        tile[part][full] = _FULL
-        tile[part][masked] = index + first_tile
-        tiles.append(distinct)
-        first_tile += len(distinct)
-        start += len(words)
-    return tile, torch.cat(tiles)
+    extra[: len(q), : len(k)] = False
+    extra_rows, extra_cols = extra.nonzero(as_tuple=True)
+    tile = torch.cat([tile, torch.full_like(extra_rows, FULL)])
+    return torch.cat([rows, extra_rows]), torch.cat([cols, extra_cols]), tile, tiles
 
 
 def _extra_blocks(layout: Layout, blocks: Tensor) -> int:
     return -(-layout.extra // blocks.shape[1])
 
 
-def _table(layout: Layout, tiles: Sequence[Tile | None], block: int) -> Tensor:
+def _table(layout: Layout, tiles: Sequence[Tile | None], block: int, device: torch.device) -> Tensor:
     """Stack the orders of the groups; one row where they are all the same."""
-    tables = {tile: order_table(layout, tile, block) for tile in tiles}
-    if len(tables) <= 1:
-        return next(iter(tables.values()), order_table(layout, None, block))[None]
+    tables = {tile: order_table(layout, tile, block, device) for tile in dict.fromkeys(tiles or [None])}
+    if len(tables) == 1:
+        return next(iter(tables.values()))[None]
     return torch.stack([tables[tile] for tile in tiles])
 
 

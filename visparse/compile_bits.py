@@ -1,6 +1,6 @@
 """Exact masks of candidate blocks, as packed bits."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -9,7 +9,8 @@ from visparse.layout import Grid, coordinates
 from visparse.patterns.base import Factor, Pattern
 from visparse_kernels.bits import pack_bits
 
-_CHUNK = 1 << 22  # elements of scratch in one step
+CHUNK = 1 << 22  # elements of scratch in one step
+FULL = -1  # instead of a tile, where a block is full
 
 
 def block_bits(pattern: Pattern, grid: Grid, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor) -> Iterator[Tensor]:
@@ -58,6 +59,25 @@ def dedupe(tiles: Tensor) -> tuple[Tensor, Tensor]:
     return tiles[first], index
 
 
+def number_tiles(tile: Sequence[Tensor], tiles: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Number the distinct tiles of all groups together; there is at least one group.
+
+    Args:
+        tile: int64 [n] of each group, row of its tiles, or `FULL`.
+        tiles: int32 [n_tiles, block_q, words] of each group.
+
+    Returns:
+        int64 [all n], row of the distinct tiles or `FULL`, and the distinct tiles.
+    """
+    distinct, index = dedupe(torch.cat(list(tiles)))
+    index = torch.cat([index, index.new_full((1,), FULL)])  # FULL = -1 reaches its last element
+    first, parts = 0, []
+    for own, group in zip(tile, tiles, strict=True):
+        parts.append(index[torch.where(own == FULL, FULL, own + first)])
+        first += len(group)
+    return torch.cat(parts), distinct
+
+
 def first_of(keys: Tensor) -> tuple[Tensor, Tensor]:
     """Find the first place of every distinct key.
 
@@ -77,7 +97,7 @@ def first_of(keys: Tensor) -> tuple[Tensor, Tensor]:
 def _hash(flat: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     weights = torch.randint(-(2**62), 2**62, (flat.shape[1],), generator=generator).to(flat.device)
-    parts = [(part * weights).sum(1) for part in flat.split(max(1, _CHUNK // flat.shape[1]))]
+    parts = [(part * weights).sum(1) for part in flat.split(max(1, CHUNK // flat.shape[1]))]
     return torch.cat(parts)
 
 
@@ -88,11 +108,11 @@ def _by_factors(factors: tuple[Factor, ...], q: Tensor, k: Tensor, rows: Tensor,
     for code, table in factors:
         code, table = code.to(q.device), table.to(q.device)
         key_code = code[k.clamp(min=0)]
-        per_code = max(1, _CHUNK // k.numel())
+        per_code = max(1, CHUNK // k.numel())
         packed = [pack_bits(part[:, key_code] & real) for part in table.split(per_code)]
         tables.append((code[q.clamp(min=0)], torch.cat(packed)))
     words = k.shape[1] // 32
-    for part in torch.arange(len(rows), device=q.device).split(max(1, _CHUNK // (q.shape[1] * words))):
+    for part in torch.arange(len(rows), device=q.device).split(max(1, CHUNK // (q.shape[1] * words))):
         part_rows, part_cols = rows[part], cols[part]
         bits = torch.full((len(part), q.shape[1], words), -1, dtype=torch.int32, device=q.device)
         for query_code, packed_table in tables:
@@ -101,10 +121,16 @@ def _by_factors(factors: tuple[Factor, ...], q: Tensor, k: Tensor, rows: Tensor,
 
 
 def _by_keep(pattern: Pattern, grid: Grid, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor) -> Iterator[Tensor]:
-    """Ask the definition, one query block and some of its key blocks at a time."""
+    """Ask the definition: many blocks at once where it can, else one query block and some of its key blocks."""
     q_at, k_at = coordinates(q.clamp(min=0), grid), coordinates(k.clamp(min=0), grid)
     real = k >= 0
-    per_part = max(1, _CHUNK // (q.shape[1] * k.shape[1]))
+    per_part = max(1, CHUNK // (q.shape[1] * k.shape[1]))
+    if pattern.keep_blocks(q_at[:0], k_at[:0], grid) is not None:
+        for part_rows, part_cols in zip(rows.split(per_part), cols.split(per_part), strict=True):
+            many = pattern.keep_blocks(q_at[part_rows], k_at[part_cols], grid)
+            if many is not None:
+                yield pack_bits(many & real[part_cols][:, None])
+        return
     counts = torch.bincount(rows, minlength=len(q)).tolist()
     for row, row_cols in enumerate(cols.split(counts)):
         for part in row_cols.split(per_part):

@@ -44,7 +44,7 @@ class Order:
             object.__setattr__(self, name, tile)
 
 
-def order_table(layout: Layout, tile: Tile | None, block: int) -> Tensor:
+def order_table(layout: Layout, tile: Tile | None, block: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the slot -> token table of one order.
 
     The tokens of the grid come first, then all extra tokens in blocks of their own. Both parts are padded to whole
@@ -58,31 +58,35 @@ def order_table(layout: Layout, tile: Tile | None, block: int) -> Tensor:
         layout: grid and extra tokens.
         tile: (frames, height, width) in tokens, or None for row-major.
         block: slots per block.
+        device: where the table is built.
 
     Returns:
         int32 [slots], a multiple of ``block`` long; -1 is padding.
     """
-    visual = _grid_order(layout.grid, tile) + layout.before
-    before = torch.arange(layout.before)
-    after = torch.arange(layout.after) + layout.before + layout.visual
+    visual = _grid_order(layout.grid, tile, device) + layout.before
+    before = torch.arange(layout.before, device=device)
+    after = torch.arange(layout.after, device=device) + layout.before + layout.visual
     return torch.cat([_pad(visual, block), _pad(torch.cat([before, after]), block)]).to(torch.int32)
 
 
-def visual_blocks(layout: Layout, tile: Tile | None, block: int) -> Tensor:
+def visual_blocks(layout: Layout, tile: Tile | None, block: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the tokens of the grid by block, as row-major indices inside the grid.
 
     Args:
         layout: grid and extra tokens.
         tile: (frames, height, width) in tokens, or None for row-major.
         block: slots per block.
+        device: where the table is built.
 
     Returns:
         int64 [blocks, block]; -1 is padding.
     """
-    return _pad(_grid_order(layout.grid, tile), block).view(-1, block)
+    return _pad(_grid_order(layout.grid, tile, device), block).view(-1, block)
 
 
-def choose_order(pattern: Pattern, layout: Layout, *, block_q: int, block_k: int) -> Order:
+def choose_order(
+    pattern: Pattern, layout: Layout, *, block_q: int, block_k: int, device: torch.device | str = "cpu"
+) -> Order:
     """Return the order that visits the fewest blocks, as far as `Pattern.cover` tells.
 
     Tried are row-major and compact tiles of about one block: first with one shape for queries and keys, then with
@@ -93,6 +97,7 @@ def choose_order(pattern: Pattern, layout: Layout, *, block_q: int, block_k: int
         layout: grid and extra tokens.
         block_q: query slots per block.
         block_k: key slots per block.
+        device: where blocks are compared.
 
     Returns:
         The order.
@@ -100,8 +105,8 @@ def choose_order(pattern: Pattern, layout: Layout, *, block_q: int, block_k: int
     Raises:
         ValueError: the pattern does not fit the grid.
     """
-    q_blocks = {tile: visual_blocks(layout, tile, block_q) for tile in _candidates(layout.grid, block_q)}
-    k_blocks = {tile: visual_blocks(layout, tile, block_k) for tile in _candidates(layout.grid, block_k)}
+    q_blocks = {tile: visual_blocks(layout, tile, block_q, device) for tile in _candidates(layout.grid, block_q)}
+    k_blocks = {tile: visual_blocks(layout, tile, block_k, device) for tile in _candidates(layout.grid, block_k)}
 
     @cache
     def visited(order: Order) -> int:
@@ -134,15 +139,15 @@ def _candidates(grid: Grid, block: int) -> list[Tile | None]:
     return tiles
 
 
-def _grid_order(grid: Grid, tile: Tile | None) -> Tensor:
-    index = torch.arange(prod(grid))
+def _grid_order(grid: Grid, tile: Tile | None, device: torch.device | str) -> Tensor:
+    index = torch.arange(prod(grid), device=device)
     if tile is None:
         return index
     at = coordinates(index, grid)
-    size, length = torch.tensor(tile), torch.tensor(grid)
+    size, length = torch.tensor(tile, device=device), torch.tensor(grid, device=device)
     cut = (at // size + 1) * size > length
     digits = [*cut.unbind(-1), *(at // size).unbind(-1), *(at % size).unbind(-1)]
-    bases = [2, 2, 2, *(-(-length // size)).tolist(), *tile]
+    bases = [2, 2, 2, *(-(-axis // side) for axis, side in zip(grid, tile, strict=True)), *tile]
     key = torch.zeros_like(index)
     for digit, base in zip(digits, bases, strict=True):
         key = key * base + digit

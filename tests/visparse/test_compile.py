@@ -143,7 +143,7 @@ def test_small_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout((4, 7, 9), 2, 3)
     patterns = [Neighborhood(window=3), Radial(), Scattered()]
     whole = compile_lists(patterns, layout, block_q=16, block_k=32)
-    monkeypatch.setattr(visparse.compile_bits, "_CHUNK", 1)
+    monkeypatch.setattr(visparse.compile_bits, "CHUNK", 1)
     parts = compile_lists([*patterns, Dense()], layout, block_q=16, block_k=32)
     assert torch.equal(parts.to_mask()[:3], whole.to_mask())
 

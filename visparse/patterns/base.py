@@ -3,13 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
+from math import prod
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from visparse.errors import check_keys
-from visparse.layout import Grid
+from visparse.layout import Grid, coordinates
 
 AXES = ("frames", "height", "width")
 
@@ -32,8 +33,8 @@ class Factor(NamedTuple):
 class Pattern(ABC):
     """Base of all patterns. A pattern is immutable, hashable and knows no grid until it is asked.
 
-    A subclass is a frozen keyword-only dataclass with a ``name``; `keep` is its definition. It may override `factors`,
-    `cover` or `alike` to be compiled faster; all must agree with `keep`.
+    A subclass is a frozen keyword-only dataclass with a ``name``; `keep` is its definition. It may override `axes`,
+    `factors`, `cover`, `alike` or `keep_blocks` to be compiled faster; all must agree with `keep`.
     """
 
     name: ClassVar[str]
@@ -54,11 +55,46 @@ class Pattern(ABC):
             ValueError: the pattern does not fit the grid.
         """
 
+    def axes(self, grid: Grid) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return one table per axis of the grid, or None where the pattern is no product over the axes.
+
+        Args:
+            grid: (frames, height, width), in tokens.
+
+        Returns:
+            bool [length, length] of frames, height and width, on the CPU: a pair is kept where all three tables hold
+            at (query, key).
+
+        Raises:
+            ValueError: the pattern does not fit the grid.
+        """
+        return None
+
     def factors(self, grid: Grid) -> tuple[Factor, ...] | None:
         """Return the pattern as a product of small tables, or None where it is not separable.
 
         Args:
             grid: (frames, height, width), in tokens.
+
+        Raises:
+            ValueError: the pattern does not fit the grid.
+        """
+        tables = self.axes(grid)
+        if tables is None:
+            return None
+        at = coordinates(torch.arange(prod(grid)), grid)
+        return tuple(Factor(at[:, axis], table) for axis, table in enumerate(tables))
+
+    def keep_blocks(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor | None:
+        """Say which pairs are kept in many pairs of blocks at once, or return None where only `keep` can tell.
+
+        Args:
+            q: int64 [n, block_q, 3], coordinates (frame, row, column) of queries.
+            k: int64 [n, block_k, 3], coordinates of keys.
+            grid: (frames, height, width), in tokens.
+
+        Returns:
+            bool [n, block_q, block_k].
 
         Raises:
             ValueError: the pattern does not fit the grid.

@@ -6,8 +6,8 @@ from typing import ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from visparse.layout import Grid, coordinates
-from visparse.patterns.base import AXES, Factor, Pattern
+from visparse.layout import Grid
+from visparse.patterns.base import AXES, Pattern
 
 T = TypeVar("T", int, bool)
 
@@ -63,17 +63,12 @@ class Neighborhood(Pattern):
     def keep(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
         """Say which pairs are kept; see `Pattern.keep`."""
         kept = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device)
-        for axis, table in enumerate(self._tables(grid)):
+        for axis, table in enumerate(self.axes(grid)):
             kept &= table.to(q.device)[q[:, axis]][:, k[:, axis]]
         return kept
 
-    def factors(self, grid: Grid) -> tuple[Factor, ...]:
-        """Return one table per axis; see `Pattern.factors`."""
-        at = coordinates(torch.arange(grid[0] * grid[1] * grid[2]), grid)
-        return tuple(Factor(at[:, axis], table) for axis, table in enumerate(self._tables(grid)))
-
-    def _tables(self, grid: Grid) -> list[Tensor]:
-        """Check the pattern against the grid; return bool [length, length] of every axis."""
+    def axes(self, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+        """Return one table per axis; see `Pattern.axes`."""
         values = (_three(self.window), _three(self.stride), _three(self.dilation), _three(self.causal))
         tables = []
         for axis, (length, window, stride, dilation, causal) in enumerate(zip(grid, *values, strict=True)):
@@ -87,7 +82,8 @@ class Neighborhood(Pattern):
                     f"axis, but the grid {grid} has {length}; make window * dilation at most {length} on that axis"
                 )
             tables.append(axis_table(length, window, stride, dilation, causal))
-        return tables
+        frames, height, width = tables
+        return frames, height, width
 
 
 def axis_table(length: int, window: int, stride: int, dilation: int, causal: bool) -> Tensor:

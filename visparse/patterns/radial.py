@@ -10,7 +10,7 @@ from torch import Tensor
 from visparse.errors import nearest
 from visparse.layout import Grid
 from visparse.patterns.base import Factor, Pattern
-from visparse.patterns.radial_band import band_alike, band_cover, reach_table
+from visparse.patterns.radial_band import band_alike, band_cover, band_keep
 from visparse.patterns.radial_blocks import block_map
 
 
@@ -66,14 +66,17 @@ class Radial(Pattern):
 
     def keep(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
         """Say which pairs are kept; see `Pattern.keep`."""
-        q_place, k_place = (at[:, 1] * grid[2] + at[:, 2] for at in (q, k))
         if self.variant == "code":
             frame = grid[1] * grid[2]
+            q_place, k_place = (at[:, 1] * grid[2] + at[:, 2] for at in (q, k))
             blocks = block_map(grid, float(self.decay), self.sink, self.block).to(q.device)
             rows = blocks[(q[:, 0] * frame + q_place) // self.block]
             return rows[:, (k[:, 0] * frame + k_place) // self.block]
-        reach = reach_table(grid, self.sink).to(q.device)[q[:, 0]][:, k[:, 0]]
-        return (q_place[:, None] - k_place[None]).abs() <= reach
+        return band_keep(q, k, grid, self.sink)
+
+    def keep_blocks(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor | None:
+        """Say which pairs of many blocks the paper's rule keeps; see `Pattern.keep_blocks`."""
+        return None if self.variant == "code" else band_keep(q, k, grid, self.sink)
 
     def factors(self, grid: Grid) -> tuple[Factor, ...] | None:
         """Return the block map of the published code; the paper's rule is not separable."""

@@ -42,6 +42,23 @@ def reach_table(grid: Grid, sink: bool) -> Tensor:
     return table
 
 
+def band_keep(q: Tensor, k: Tensor, grid: Grid, sink: bool) -> Tensor:
+    """Say which pairs are kept.
+
+    Args:
+        q: int64 [..., nq, 3], coordinates (frame, row, column) of queries.
+        k: int64 [..., nk, 3], coordinates of keys.
+        grid: (frames, height, width), in tokens.
+        sink: whether every query sees the whole first frame.
+
+    Returns:
+        bool [..., nq, nk].
+    """
+    q_place, k_place = (at[..., 1] * grid[2] + at[..., 2] for at in (q, k))
+    reach = reach_table(grid, sink).to(q.device)[q[..., 0][..., None], k[..., 0][..., None, :]]
+    return (q_place[..., None] - k_place[..., None, :]).abs() <= reach
+
+
 def band_cover(q: Tensor, k: Tensor, grid: Grid, sink: bool) -> tuple[Tensor, Tensor]:
     """Bound the kept pairs of blocks by their frames and ranges of places; see `Pattern.cover`."""
     q_at, k_at = _extent(q, grid), _extent(k, grid)
