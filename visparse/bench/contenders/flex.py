@@ -1,0 +1,52 @@
+"""FlexAttention, compiled, with the block mask that visparse's lists give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
+
+from visparse.bench.contenders.base import Contender, not_cuda
+from visparse.bench.contenders.slots import Slots, no_slots
+from visparse.bench.problem import Problem
+from visparse_kernels import BlockLists
+
+_BLOCK = 128
+
+
+class Flex(Contender):
+    """`flex_attention` in blocks of 128 x 128 where the pattern can be had so. Gathering into slots is in the call."""
+
+    name = "flex"
+    setup_seconds = 40.0
+    compiles_each = True
+
+    def can_run(self, problem: Problem) -> str | None:
+        """On CUDA; its compiled code for CPUs is another program, and uncompiled it expands the mask."""
+        return not_cuda(problem) or no_slots(problem.lists)
+
+    def prepare(self, problem: Problem) -> Callable[[], Tensor]:
+        """Compile for this mask; `fullgraph` makes a fallback to the expanded mask an error."""
+        torch.compiler.reset()
+        attention = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+        lists = _lists(problem)
+        mask, _ = lists.to_flex()
+        slots = Slots(lists)
+        q, k, v = problem.inputs.heads_first
+
+        def call() -> Tensor:
+            if slots.plain and not slots.padded:
+                return attention(q, k, v, block_mask=mask).transpose(1, 2)
+            out = attention(slots.queries(q, 2), slots.keys(k, 2), slots.keys(v, 2), block_mask=mask)
+            return slots.tokens(out, 2).transpose(1, 2)
+
+        return call
+
+
+def _lists(problem: Problem) -> BlockLists:
+    try:
+        return problem.lists_at(_BLOCK, _BLOCK)
+    except ValueError:  # random blocks that were drawn in another size
+        return problem.lists

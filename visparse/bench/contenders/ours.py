@@ -1,0 +1,55 @@
+"""visparse itself, once for each implementation of `attend`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from visparse.bench.contenders.base import Contender
+from visparse.bench.problem import Problem
+from visparse_kernels import BlockLists, attend, explain
+
+_MASK = 2**28  # pairs that the reference may expand
+
+
+class Ours(Contender):
+    """`attend` with one implementation, by name.
+
+    Args:
+        impl: name of the implementation.
+    """
+
+    setup_seconds = 10.0
+
+    def __init__(self, impl: str) -> None:
+        """Name it."""
+        self.impl = impl
+        self.name = f"visparse:{impl}"
+
+    def can_run(self, problem: Problem) -> str | None:
+        """What `explain` says; and the reference expands the whole mask, so only small problems."""
+        case = problem.case
+        if self.impl == "reference" and case.tokens**2 * case.heads > _MASK:
+            return f"expands the whole mask; timed up to {_MASK} pairs"
+        verdicts = {name: (usable, why) for name, usable, why in explain(problem.inputs.q, problem.lists)}
+        usable, why = verdicts[self.impl]
+        return None if usable else why
+
+    def prepare(self, problem: Problem) -> Callable[[], Tensor]:
+        """Nothing to prepare: lists are compiled once per layout in a model too."""
+        inputs = problem.inputs
+        return cast(Callable[[], Tensor], partial(attend, inputs.q, inputs.k, inputs.v, problem.lists, impl=self.impl))
+
+    def facts(self, problem: Problem) -> dict[str, Any]:
+        """Implementation and block sizes."""
+        return {"impl": self.impl, "block_q": problem.lists.block_q, "block_k": problem.lists.block_k}
+
+
+def all_ours() -> list[Contender]:
+    """One contender for each implementation that `explain` knows."""
+    lists = BlockLists.dense(q_len=1, k_len=1, heads=1, block_q=32, block_k=32)
+    return [Ours(name) for name, _, _ in explain(torch.zeros(1, 1, 1, 8), lists)]
