@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from visparse.adapter import Adapter
 from visparse.layout import Grid, Layout
 
-_TARGET, _ROW, _COLUMN = 0, 1, 2
+_TARGET, _ROW = 0, 1
 # positions -> (their version, their grid)
 _known: MutableMapping[Tensor, tuple[int, Grid]] = WeakIdKeyDictionary()
 
@@ -58,15 +58,17 @@ def _find_grid(ids: Tensor) -> Grid:
 
 def _read_grid(ids: Tensor) -> Grid:
     """The grid of the target picture, from positions [tokens, 3] or [batch, tokens, 3]."""
-    ids = (ids if ids.ndim == 2 else ids[0]).detach().to("cpu", torch.float64)
+    ids = (ids if ids.ndim == 2 else ids[0]).detach().cpu()
     target = ids[: int((ids[:, _TARGET] == 0).sum())]
-    height, width = (int(target[:, axis].max()) + 1 if len(target) else 0 for axis in (_ROW, _COLUMN))
-    wanted = torch.cartesian_prod(torch.arange(1.0), torch.arange(float(height)), torch.arange(float(width)))
+    width = int((target[:, _ROW] == 0).sum())
+    height = len(target) // max(width, 1)
+    # compared as rounded as they came: bfloat16 holds whole numbers up to 256
+    wanted = torch.cartesian_prod(torch.zeros(1), torch.arange(float(height)), torch.arange(float(width)))
     if not len(target) or not torch.equal(target, wanted.to(target)):
         raise ValueError(
             f"img_ids: wanted a picture's positions (0, row, column) in front, row by row from (0, 0, 0), got "
-            f"{len(target)} positions with a first 0, rows up to {height - 1} and columns up to {width - 1}; "
-            "pass the positions as FluxPipeline makes them"
+            f"{len(target)} positions with a first 0, of them {width} in row 0; pass the positions as FluxPipeline "
+            "makes them"
         )
     return 1, height, width
 

@@ -97,6 +97,13 @@ def test_positions_are_read_once_and_again_where_they_change(monkeypatch):
             assert flux.layout(None, {**arguments, "img_ids": ids[None]}) == Layout(shape, TEXT)
 
 
+def test_positions_that_bfloat16_rounds():
+    arguments = {"hidden_states": torch.zeros(1, 300 * 2, 8), "encoder_hidden_states": torch.zeros(1, TEXT, 8)}
+    ids = positions(300, 2).bfloat16()
+    assert len(ids.unique(dim=0)) < 600
+    assert flux.layout(None, {**arguments, "img_ids": ids}) == Layout((1, 300, 2), TEXT)
+
+
 @pytest.mark.parametrize(
     "ids",
     [positions().flip(0), positions()[:-1], positions(picture=1), positions() + torch.tensor([0.0, 1.0, 0.0])],
