@@ -55,7 +55,7 @@ class Contender:
 def contenders(model: Architecture, device: torch.device) -> list[Contender]:
     """All contenders for a model, in the order in which they run: what the others are judged by comes first."""
     cuda = None if device.type == "cuda" else "needs CUDA"
-    fa3 = cuda or (None if _fa3_module() else f"neither {' nor '.join(_FA3_MODULES)} is installed")
+    fa3, text = (None, cuda) if cuda else load_fa3()
     return [
         Contender(name="attention removed", kind="removed", what="gives the values back", attention=_values),
         Contender(
@@ -69,7 +69,14 @@ def contenders(model: Architecture, device: torch.device) -> list[Contender]:
         Contender(name="density-1", kind="visparse", what="block lists of all pairs", plan=everything(), exact=True),
         *(Contender(name=plan.name, kind="visparse", what="block lists", plan=plan) for plan in model.plans()),
         Contender(name=DEFAULT, kind="dense", what="the model untouched", exact=True),
-        Contender(name="dense FA3", kind="dense", what=_fa3_module() or "", attention=_fa3, exact=True, absent=fa3),
+        Contender(
+            name="dense FA3",
+            kind="dense",
+            what="FlashAttention-3" if fa3 is None else f"FlashAttention-3, {text}",
+            attention=fa3,
+            exact=True,
+            absent=text if fa3 is None else None,
+        ),
     ]
 
 
@@ -127,26 +134,29 @@ def _cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
 
 
-def _fa3(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-    return _fa3_operator()(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
-
-
 @cache
-def _fa3_module() -> str | None:
-    return next((name for name in _FA3_MODULES if importlib.util.find_spec(name) is not None), None)
-
-
-@cache
-def _fa3_operator() -> Any:
-    """FlashAttention-3 as one operator, so that torch.compile sees no inside of it."""
-    forward = importlib.import_module(_fa3_module() or _FA3_MODULES[0]).flash_attn_func
+def load_fa3() -> tuple[Attention | None, str]:
+    """FlashAttention-3 where it is installed, and its module's name; else None, and why it cannot be used."""
+    name = next((name for name in _FA3_MODULES if importlib.util.find_spec(name) is not None), None)
+    if name is None:
+        return None, f"neither {' nor '.join(_FA3_MODULES)} is installed"
+    try:
+        forward = importlib.import_module(name).flash_attn_func
+    except (ImportError, OSError, AttributeError, RuntimeError) as error:
+        return None, f"{name} cannot be imported: {error}"
 
     def run(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         out = forward(q.contiguous(), k.contiguous(), v.contiguous(), softmax_scale=scale)
         result: Tensor = out[0] if isinstance(out, tuple) else out
         return result
 
+    # One operator, so that torch.compile sees no inside of it.
     schema = "(Tensor q, Tensor k, Tensor v, float scale) -> Tensor"
     operator = torch.library.custom_op("visparse_bench::fa3", run, mutates_args=(), schema=schema)
     operator.register_fake(lambda q, k, v, scale: q.new_empty(q.shape))
-    return operator
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+        result: Tensor = operator(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
+        return result
+
+    return attention, name
