@@ -146,6 +146,18 @@ def test_weights_are_of_the_asked_type_but_for_what_stays_in_float32():
     assert torch.equal(again.blocks[1].ffn.net[2].weight, denoiser.blocks[1].ffn.net[2].weight)
 
 
+def test_the_judge_is_measured_once_more_at_the_end(monkeypatch, clock):
+    judge = Contender(name=step_contenders.JUDGE, kind="dense", what="", attention=_math, exact=True)
+    removed = Contender(name="attention removed", kind="removed", what="", attention=lambda q, k, v, scale: v)
+    monkeypatch.setattr(step, "contenders", lambda *_: [removed, judge])
+    rows = step.measure(small("cogvideox-5b"), options())
+    complete(rows)
+    assert rows[1]["seconds_again"] == rows[1]["seconds"] == pytest.approx(43.0)
+    assert "seconds_again" not in rows[0]
+    assert rows[0]["ratio_to_cudnn"] == 1.0
+    assert "dense cuDNN once more at the end: 43.000 s" in table(rows)
+
+
 @pytest.mark.parametrize("name", SMALL_PARTS)
 def test_every_family_gives_right_rows(name, clock):
     model = small(name)
@@ -260,6 +272,12 @@ def test_a_check_that_could_not_fail_shows_no_time(monkeypatch, clock):
     monkeypatch.setattr(step, "_BLIND", 1e9)
     rows = step.measure(small("wan-14b-720p"), options())
     assert _row(rows, "density-1")["why"] == "failed: attention hardly changes this output"
+
+
+def test_a_check_of_which_nothing_is_known_shows_no_time(monkeypatch, clock):
+    monkeypatch.setattr(step, "contenders", lambda *given: contenders(*given)[1:])
+    rows = step.measure(small("wan-14b-720p"), options())
+    assert _row(rows, "density-1")["why"].startswith("failed: not known whether the check can fail")
 
 
 def test_a_layer_that_is_not_served_is_an_error(monkeypatch, clock):

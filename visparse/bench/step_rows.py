@@ -75,6 +75,9 @@ def table(rows: Sequence[Row]) -> str:
             f"  {'':<42}{'blocks':>8}{'seconds':>9}{'cuDNN':>15}{'default':>15}{'error':>9}  attend",
         ]
         lines += [f"  {_line(row)}" for row in own]
+        lines += [
+            f"  {row['plan']} once more at the end: {again:.3f} s" for row in own if (again := row.get("seconds_again"))
+        ]
     return "\n".join(lines[1:])
 
 
