@@ -37,7 +37,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.user
-	$(BIN)/python kernels/benchmarks/attend.py
+	$(BIN)/visparse bench kernels
 
 clean:
 	rm -rf $(VENV) demo visparse_out build dist

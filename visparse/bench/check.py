@@ -54,9 +54,9 @@ def sample_rows(problem: Problem, rows: int = 64, seed: int = 0) -> Sample:
         rows: rows of each head.
         seed: of the draw.
     """
-    q, k, v, lists = problem.inputs.q, problem.inputs.k, problem.inputs.v, problem.lists
+    q, k, v, lists = problem.inputs.q, problem.inputs.k, problem.inputs.v, problem.plain.lists
     make = torch.Generator().manual_seed(seed)
-    seen = {group: _draw(lists, group, rows, make) for group in set(lists.head_group.tolist())}
+    seen = {group: _draw(lists, group, rows, make) for group in sorted(set(lists.head_group.tolist()))}
     found = [seen[int(group)] for group in lists.head_group]
     scale = q.shape[-1] ** -0.5
     wanted, plain = [], []

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -14,11 +14,10 @@ from visparse import compile as compiler
 from visparse.bench.cases import Case, find_case
 from visparse.bench.group import NO_TIME, Row, error_text
 from visparse.bench.patterns import build_lists, check_pattern, describe, obstacle
-from visparse.bench.problem import list_bytes
-from visparse.bench.random_blocks import grain_of
+from visparse.bench.problem import Built
 from visparse.bench.timing import Deadline
 from visparse.measure.results import Record
-from visparse_kernels import BlockLists, preferred_blocks
+from visparse_kernels import BlockLists, preferred_blocks, prefers_boxes
 
 _CASES = ("wan14b_720p", "hunyuan_720p")
 _PATTERNS = ("radial", "radial_code", "gna", "gna_strided", "sta")
@@ -52,8 +51,9 @@ def bench_compile(
     deadline = Deadline(seconds)
     rows = []
     for case in chosen:
-        sizes = blocks or preferred_blocks(device, case.head_dim)
-        rows += [_row(case, name, sizes, device, repeats, deadline) for name in names]
+        for name in names:
+            for form in _forms(case, blocks, device):
+                rows.append({**_row(case, name, form, device, repeats, deadline), "boxes": form.boxes})
     settings = {
         "measured": "compiling block lists; the cache is emptied before each run",
         "repeats": repeats,
@@ -62,11 +62,23 @@ def bench_compile(
     return Record.collect("kernels", settings, rows, device=device)
 
 
+class _Form(NamedTuple):
+    block_q: int
+    block_k: int
+    boxes: bool
+
+
+def _forms(case: Case, blocks: tuple[int, int] | None, device: str) -> list[_Form]:
+    """Order tables; and boxes too, where they run faster on this device."""
+    best = blocks or preferred_blocks(device, case.head_dim)
+    return [_Form(*best, False), *([_Form(*best, True)] if prefers_boxes(device, case.head_dim) else [])]
+
+
 def table_text(record: Record) -> str:
     """The record as a table."""
     lines = [f"compiling block lists on {record.device['name']}", ""]
     for row in record.rows:
-        head = f"{row['case']:14} {row['pattern']:12}"
+        head = f"{row['case']:14} {row['pattern']:12} {'boxes' if row['boxes'] else 'tables':6}"
         if "seconds" not in row:
             lines.append(f"{head} {row.get('error') or 'not run: ' + row['not_run']}")
             continue
@@ -79,17 +91,16 @@ def table_text(record: Record) -> str:
     return "\n".join(lines)
 
 
-def _row(case: Case, name: str, blocks: tuple[int, int], device: str, repeats: int, deadline: Deadline) -> Row:
+def _row(case: Case, name: str, form: _Form, device: str, repeats: int, deadline: Deadline) -> Row:
     row: Row = {"case": case.name, "pattern": name, "grid": list(case.grid), "tokens": case.tokens}
-    row |= {"heads": case.heads, "block_q": blocks[0], "block_k": blocks[1]}
+    row |= {"heads": case.heads, "block_q": form.block_q, "block_k": form.block_k}
     reason = obstacle(name, case)
     if reason is not None or deadline.remaining <= 0:
         return {**row, "not_run": reason or NO_TIME}
 
     def build() -> BlockLists:
         compiler._compile.cache_clear()
-        grain = (grain_of(blocks[0]), grain_of(blocks[1]))
-        return build_lists(name, case, block_q=blocks[0], block_k=blocks[1], grain=grain, device=device)
+        return build_lists(name, case, **form._asdict(), grain=(form.block_q, form.block_k), device=device)
 
     taken: list[float] = []
     peaks: list[int | None] = []
@@ -100,18 +111,19 @@ def _row(case: Case, name: str, blocks: tuple[int, int], device: str, repeats: i
             peaks.append(peak)
     except (ValueError, RuntimeError) as error:
         return {**row, "error": error_text(error)}
+    built = Built(lists=lists, seconds=statistics.median(taken))
     return {
         **row,
-        "what": describe(name, case),
-        "seconds": statistics.median(taken),
+        "what": describe(name, case, (form.block_q, form.block_k)),
+        "seconds": built.seconds,
         "seconds_first": taken[0],
         "seconds_min": min(taken),
         "seconds_max": max(taken),
         "repeats": len(taken),
         "peak_bytes": max((peak for peak in peaks if peak is not None), default=None),
-        "list_bytes": list_bytes(lists),
+        "list_bytes": built.bytes,
         "density": lists.density,
-        "block_density": lists.block_density,
+        "block_density": built.block_density,
     }
 
 

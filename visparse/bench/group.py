@@ -12,7 +12,7 @@ from torch import Tensor
 
 from visparse.bench.check import Sample, sample_rows
 from visparse.bench.contenders.base import Contender
-from visparse.bench.problem import Problem, list_bytes
+from visparse.bench.problem import Built, Problem
 from visparse.bench.timing import Deadline, Stopwatch, clock_mhz, time_rounds
 
 Row = dict[str, Any]
@@ -90,7 +90,7 @@ def measure_group(
     for name in baselines:
         if name in medians:
             identity = {**_case(problem), "contender": name, "baseline": True}
-            rows.append({**identity, **_figures(problem, times[name], cudnn, fastest, whole=True)})
+            rows.append({**identity, **_figures(problem, times[name], cudnn, fastest, None)})
     for contender in contenders:
         name = contender.name
         if name not in ready:
@@ -98,7 +98,8 @@ def measure_group(
         if name not in medians:
             rows.append({**facts[name], "correct": True, "not_run": NO_TIME})
             continue
-        figures = _figures(problem, times[name], cudnn, fastest, whole=contender.dense)
+        built = None if contender.dense else contender.built(problem)
+        figures = _figures(problem, times[name], cudnn, fastest, built)
         rows.append({**facts[name], **figures, "clock_mhz": clocks})
     return rows, {one.name: ready[one.name] for one in contenders if one.dense and one.name in ready}
 
@@ -159,10 +160,10 @@ def _identity(problem: Problem, contender: Contender) -> Row:
 
 
 def _figures(
-    problem: Problem, taken: Sequence[float], cudnn: float | None, fastest: float | None, *, whole: bool
+    problem: Problem, taken: Sequence[float], cudnn: float | None, fastest: float | None, built: Built | None
 ) -> Row:
-    """Times and what follows from them; `whole`: every pair was computed."""
-    density, visited = (1.0, 1.0) if whole else (problem.density, problem.block_density)
+    """Times and what follows from them; without lists every pair was computed."""
+    density, visited = (1.0, 1.0) if built is None else (problem.density, built.block_density)
     median = statistics.median(taken)
     rate = problem.case.dense_flops / median / 1e9
     row: Row = {
@@ -181,8 +182,8 @@ def _figures(
         "rate_to_fastest_dense": fastest / median * density if fastest else None,
         "ideal": 1 / visited if visited else None,
     }
-    if not whole:
-        row |= {"compile_seconds": problem.compile_seconds, "list_bytes": list_bytes(problem.lists)}
+    if built is not None:
+        row |= {"compile_seconds": built.seconds, "list_bytes": built.bytes}
     return row
 
 

@@ -20,7 +20,6 @@ from visparse.bench.patterns import describe, obstacle
 from visparse.bench.problem import Inputs, Problem
 from visparse.bench.timing import Deadline, Stopwatch
 from visparse.measure.results import Record
-from visparse_kernels import preferred_blocks
 
 _DENSE_FLOPS = {"cuda": 3e14, "cpu": 1e11}  # what slow dense attention does in a second, to judge what fits
 _RUNS = {True: 25, False: 12}  # dense calls that a pattern costs: the dense one, any other
@@ -36,7 +35,7 @@ class KernelSettings:
         cases: the shapes, in order.
         patterns: names; None: those of each case.
         unasked: peers that compile anew for each problem run only where the case has them; False: everywhere.
-        blocks: (block_q, block_k) for visparse; None: `preferred_blocks`.
+        blocks: (block_q, block_k) for visparse; None: what runs fastest for each implementation.
         repeats: most rounds.
         seconds: bound on the whole command.
         group_seconds: time for the rounds of one pattern.
@@ -51,7 +50,7 @@ class KernelSettings:
     blocks: tuple[int, int] | None = None
     repeats: int = 20
     seconds: float = 480.0
-    group_seconds: float = 3.0
+    group_seconds: float = 2.0
     seed: int = 0
 
 
@@ -129,7 +128,7 @@ class _CaseBench:
             return self.left_out(name, reason)
         some = [one for one in self._contenders if _takes_part(one, case, name, settings)]
         try:
-            problem = Problem(self._inputs, name, settings.blocks or preferred_blocks(settings.device, case.head_dim))
+            problem = Problem(self._inputs, name, settings.blocks)
             rows, right = measure_group(problem, some, self._baselines, self._effort)
         except DeviceLost:
             raise
@@ -137,13 +136,13 @@ class _CaseBench:
             return [{"case": case.name, "pattern": name, "error": error_text(error)}]
         if name == "dense":
             self._baselines = _baselines(rows, right)
-        return [{**row, "what": describe(name, case)} for row in rows]
+        return [{**row, "what": describe(name, case, problem.grain)} for row in rows]
 
 
 def _takes_part(one: Contender, case: Case, pattern: str, settings: KernelSettings) -> bool:
     if one.dense:
         return pattern == "dense"
-    return case.peers or not (one.compiles_each and settings.unasked)
+    return pattern in case.compiled or not (one.compiles_each and settings.unasked)
 
 
 def _baselines(rows: Sequence[Row], right: dict[str, Call]) -> dict[str, Call]:

@@ -11,6 +11,7 @@ from visparse.bench.random_blocks import Mix, random_blocks
 from visparse.compile import compile_lists
 from visparse.errors import nearest
 from visparse.layout import Layout
+from visparse.order import Order
 from visparse.patterns import Neighborhood, Pattern, Radial
 from visparse_kernels import BlockLists
 from visparse_kernels.bits import identity_order
@@ -63,8 +64,8 @@ def grid_pattern(name: str, case: Case) -> Pattern | None:
     return None
 
 
-def describe(name: str, case: Case) -> str:
-    """One line that says what is kept."""
+def describe(name: str, case: Case, grain: tuple[int, int]) -> str:
+    """One line that says what is kept; `grain` is the size in which random blocks are drawn."""
     pattern = grid_pattern(name, case)
     if isinstance(pattern, Neighborhood):
         text = f"window {_by(pattern.window)}, stride {_by(pattern.stride)} of {_by(case.grid)}"
@@ -75,13 +76,20 @@ def describe(name: str, case: Case) -> str:
     if name == "dense":
         return "every block"
     kind, percent = name.split("_")
-    text = f"{_SHARES[percent]:.2%} of the blocks of each row, drawn for every head"
+    text = f"{_SHARES[percent]:.2%} of the blocks of {_by(grain)} of each row, drawn for every head"
     text += ", row lengths uniform from 1 to twice that" if kind == "uneven" else ""
     return text + (f", {_MASKED:.0%} of them with a random bit mask" if kind == "partial" else "")
 
 
 def build_lists(
-    name: str, case: Case, *, block_q: int, block_k: int, grain: tuple[int, int], device: torch.device | str
+    name: str,
+    case: Case,
+    *,
+    block_q: int,
+    block_k: int,
+    boxes: bool,
+    grain: tuple[int, int],
+    device: torch.device | str,
 ) -> BlockLists:
     """Block lists of a pattern on a case; the kept pairs do not depend on the block sizes.
 
@@ -90,6 +98,7 @@ def build_lists(
         case: the shape.
         block_q: query slots per block.
         block_k: key slots per block.
+        boxes: whether blocks of patterns on a grid are boxes of it.
         grain: sizes in which random blocks are drawn, multiples of the block sizes.
         device: where the lists are built and live.
 
@@ -110,20 +119,16 @@ def build_lists(
         return random_blocks(case.tokens, case.heads, mix, block_q=block_q, block_k=block_k, grain=grain, device=device)
     layout = Layout(case.grid, before=case.before, after=case.after)
     heads = [pattern] * case.heads
-    lists = compile_lists(heads, layout, block_q=block_q, block_k=block_k, device=device)
+    lists = compile_lists(heads, layout, block_q=block_q, block_k=block_k, boxes=boxes, device=device)
     return _pretiled(lists, heads, layout) if name.endswith("pretiled") else lists
 
 
 def _pretiled(lists: BlockLists, heads: list[Pattern], layout: Layout) -> BlockLists:
     """The same blocks for tokens that were put into the order of the slots before."""
-    if lists.boxes is not None and lists.boxes.q_box[0] is not None:
+    if lists.boxes is not None:
+        order = Order(lists.boxes.q_box[0], lists.boxes.k_box[0])
         lists = compile_lists(
-            heads,
-            layout,
-            block_q=lists.block_q,
-            block_k=lists.block_k,
-            order=lists.boxes.q_box[0],
-            device=lists.device,
+            heads, layout, block_q=lists.block_q, block_k=lists.block_k, order=order, device=lists.device
         )
     q_order = identity_order(lists.q_len, lists.block_q, lists.device)
     k_order = identity_order(lists.k_len, lists.block_k, lists.device)
@@ -131,7 +136,7 @@ def _pretiled(lists: BlockLists, heads: list[Pattern], layout: Layout) -> BlockL
         raise ValueError(
             "pattern: the blocks hold padding between tokens, so no order of the tokens gives them plainly"
         )
-    return replace(lists, q_order=q_order, k_order=k_order, boxes=None)
+    return replace(lists, q_order=q_order, k_order=k_order)
 
 
 def _by(sizes: object) -> str:

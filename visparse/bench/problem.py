@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -11,9 +12,7 @@ from torch import Tensor
 
 from visparse.bench.cases import Case
 from visparse.bench.patterns import build_lists
-from visparse.bench.random_blocks import grain_of
-from visparse_kernels import BlockLists
-from visparse_kernels.boxes import Boxes
+from visparse_kernels import BlockLists, preferred_blocks, prefers_boxes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,70 +39,100 @@ class Inputs:
         return q, k, v
 
 
-class Problem:
-    """A case with a pattern; lists at other block sizes, for peers, are built when asked for.
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """Block lists and what they cost.
 
     Args:
-        inputs: the tensors.
-        pattern: one of `cases.PATTERNS`.
-        blocks: (block_q, block_k) of the lists that visparse gets.
-
-    Attributes:
-        lists: those lists.
-        compile_seconds: time that building them took, the device waited for.
+        lists: the lists.
+        seconds: time that building them took, the device waited for.
     """
 
-    def __init__(self, inputs: Inputs, pattern: str, blocks: tuple[int, int]) -> None:
-        """Build the lists."""
-        self.inputs = inputs
-        self.case = inputs.case
-        self.pattern = pattern
-        self._grain = (grain_of(blocks[0]), grain_of(blocks[1]))
-        self._lists: dict[tuple[int, int], BlockLists] = {}
-        _wait(inputs.q)
-        begin = time.perf_counter()
-        self.lists = self.lists_at(*blocks)
-        _wait(inputs.q)
-        self.compile_seconds = time.perf_counter() - begin
-
-    def lists_at(self, block_q: int, block_k: int) -> BlockLists:
-        """The same pairs in blocks of another size.
-
-        Raises:
-            ValueError: the pattern cannot be had in this size.
-        """
-        key = (block_q, block_k)
-        if key not in self._lists:
-            self._lists[key] = build_lists(
-                self.pattern,
-                self.case,
-                block_q=block_q,
-                block_k=block_k,
-                grain=self._grain,
-                device=self.inputs.q.device,
-            )
-        return self._lists[key]
-
-    @cached_property
-    def density(self) -> float:
-        """Kept pairs / all pairs."""
-        return self.lists.density
+    lists: BlockLists
+    seconds: float
 
     @cached_property
     def block_density(self) -> float:
         """Visited blocks / the blocks that dense attention visits at this block size: what is paid for."""
-        lists, case = self.lists, self.case
+        lists = self.lists
         visited = float(lists.block_density_per_head.mean()) * lists.n_q * lists.n_k
-        return visited / (-(-case.tokens // lists.block_q) * -(-case.tokens // lists.block_k))
+        return visited / (-(-lists.q_len // lists.block_q) * -(-lists.k_len // lists.block_k))
+
+    @cached_property
+    def bytes(self) -> int:
+        """Memory of the lists with all their tables."""
+        tables = [
+            getattr(part, field.name) for part in (self.lists, self.lists.boxes) if part for field in fields(part)
+        ]
+        return sum(table.numel() * table.element_size() for table in tables if isinstance(table, Tensor))
 
 
-def list_bytes(lists: BlockLists) -> int:
-    """Memory of block lists with all their tables, in bytes."""
-    tables = [getattr(lists, field.name) for field in fields(lists)]
-    boxes = lists.boxes
-    if isinstance(boxes, Boxes):
-        tables += [getattr(boxes, field.name) for field in fields(boxes)]
-    return sum(table.numel() * table.element_size() for table in tables if isinstance(table, Tensor))
+class Problem:
+    """A case with a pattern; lists of any block size are built when asked for, and keep the same pairs.
+
+    Args:
+        inputs: the tensors.
+        pattern: one of `cases.PATTERNS`.
+        blocks: (block_q, block_k) of the lists that visparse gets; None: what runs fastest.
+
+    Attributes:
+        grain: sizes in which random blocks are drawn: they can be cut into the blocks of every contender.
+    """
+
+    def __init__(self, inputs: Inputs, pattern: str, blocks: tuple[int, int] | None = None) -> None:
+        """Choose block sizes; nothing is built yet."""
+        q = inputs.q
+        self.inputs = inputs
+        self.case = inputs.case
+        self.pattern = pattern
+        self._best = blocks or preferred_blocks(q.device, self.case.head_dim, q.dtype)
+        self._boxes = prefers_boxes(q.device, self.case.head_dim, q.dtype)
+        usual = (128, 64) if self.case.head_dim <= 128 else (64, 64)
+        self._plain = blocks or (usual if q.is_cuda else self._best)
+        of_peers = (128, 128) if q.is_cuda else (1, 1)
+        self.grain = (
+            math.lcm(self._best[0], self._plain[0], of_peers[0]),
+            math.lcm(self._best[1], self._plain[1], of_peers[1]),
+        )
+        self._built: dict[tuple[int, int, bool], Built] = {}
+
+    @property
+    def plain(self) -> Built:
+        """Lists that say by order tables where tokens lie, at the usual block sizes."""
+        return self.built(*self._plain)
+
+    @property
+    def best(self) -> Built:
+        """Lists as `preferred_blocks` and `prefers_boxes` want them."""
+        return self.built(*self._best, boxes=self._boxes)
+
+    def built(self, block_q: int, block_k: int, *, boxes: bool = False) -> Built:
+        """Lists of one form; built once.
+
+        Raises:
+            ValueError: the pattern cannot be had in this form.
+        """
+        key = (block_q, block_k, boxes)
+        if key not in self._built:
+            _wait(self.inputs.q)
+            begin = time.perf_counter()
+            lists = build_lists(
+                self.pattern,
+                self.case,
+                block_q=block_q,
+                block_k=block_k,
+                boxes=boxes,
+                grain=self.grain,
+                device=self.inputs.q.device,
+            )
+            _wait(self.inputs.q)
+            self._built[key] = Built(lists=lists, seconds=time.perf_counter() - begin)
+        return self._built[key]
+
+    @cached_property
+    def density(self) -> float:
+        """Kept pairs / all pairs."""
+        return self.plain.lists.density
 
 
 def _wait(tensor: Tensor) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from visparse_kernels import BlockLists
 from visparse_kernels.bits import pack_bits
 
-_GRAIN = 128
 _TILES = 64
 
 
@@ -27,11 +26,6 @@ class Mix:
     share: float
     masked: float = 0.0
     uneven: bool = False
-
-
-def grain_of(block: int) -> int:
-    """The size in which blocks are drawn: the smallest multiple of a block size that is at least 128 slots."""
-    return -(-_GRAIN // block) * block
 
 
 def random_blocks(

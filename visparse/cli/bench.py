@@ -86,7 +86,7 @@ def run_kernels(arguments: argparse.Namespace) -> int:
         blocks=arguments.blocks,
         repeats=arguments.repeats or (5 if quick else 20),
         seconds=arguments.seconds or _SECONDS[device],
-        group_seconds=1.0 if quick else 3.0,
+        group_seconds=1.0 if quick else 2.0,
         seed=arguments.seed,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from visparse.bench.problem import Problem
+from visparse.bench.problem import Built, Problem
 
 
 class Contender(ABC):
@@ -30,6 +30,10 @@ class Contender(ABC):
     def absent(self) -> str | None:
         """Why it cannot run on this machine at all, such as a package that is not installed; None where it can."""
         return None
+
+    def built(self, problem: Problem) -> Built:
+        """The lists that it gets."""
+        return problem.plain
 
     @abstractmethod
     def can_run(self, problem: Problem) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from visparse.bench.contenders.base import Contender, not_cuda, not_installed
 from visparse.bench.contenders.flash3 import first
 from visparse.bench.contenders.slots import Slots, block_rows, not_whole_blocks
-from visparse.bench.problem import Problem
+from visparse.bench.problem import Built, Problem
 from visparse.layout import Layout
 from visparse.order import order_table
 
@@ -75,6 +75,10 @@ class VideoSparse(Contender):
         """The package is not there."""
         return not_installed("fastvideo_kernel", "fastvideo-kernel")
 
+    def built(self, problem: Problem) -> Built:
+        """Blocks of 64 x 64."""
+        return problem.built(_BLOCK, _BLOCK)
+
     def can_run(self, problem: Problem) -> str | None:
         """Whole blocks without padding, one sequence, bf16."""
         if problem.inputs.q.dtype != torch.bfloat16 or problem.case.batch != 1:
@@ -82,7 +86,7 @@ class VideoSparse(Contender):
         reason = not_cuda(problem)
         if reason is not None:
             return reason
-        lists = problem.lists_at(_BLOCK, _BLOCK)
+        lists = self.built(problem).lists
         reason = not_whole_blocks(lists)
         if reason is not None:
             return reason
@@ -91,7 +95,7 @@ class VideoSparse(Contender):
     def prepare(self, problem: Problem) -> Callable[[], Tensor]:
         """Translate the lists."""
         attention = import_module("fastvideo_kernel.block_sparse_attn").block_sparse_attn_from_indices
-        lists = problem.lists_at(_BLOCK, _BLOCK)
+        lists = self.built(problem).lists
         count, index = (x[None] for x in block_rows(lists))
         sizes = torch.full((lists.n_k,), _BLOCK, dtype=torch.int32, device=lists.device)
         slots = Slots(lists)

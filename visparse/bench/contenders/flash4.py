@@ -11,7 +11,7 @@ from torch import Tensor
 from visparse.bench.contenders.base import Contender, not_cuda, not_dense, not_installed
 from visparse.bench.contenders.flash3 import first
 from visparse.bench.contenders.slots import Slots, block_rows, not_whole_blocks
-from visparse.bench.problem import Problem
+from visparse.bench.problem import Built, Problem
 
 _BLOCK = 128
 
@@ -48,12 +48,16 @@ class Flash4Sparse(Contender):
         """The package is not there."""
         return not_installed("flash_attn.cute", "flash-attn-4")
 
+    def built(self, problem: Problem) -> Built:
+        """Blocks of 128 x 128."""
+        return problem.built(_BLOCK, _BLOCK)
+
     def can_run(self, problem: Problem) -> str | None:
         """Whole blocks, and padding only behind the last token."""
         reason = not_cuda(problem)
         if reason is not None:
             return reason
-        lists = problem.lists_at(_BLOCK, _BLOCK)
+        lists = self.built(problem).lists
         if lists.partial_indices.numel():
             return "blocks with a bit mask (its masks are functions written in CuTe)"
         reason = not_whole_blocks(lists)
@@ -66,7 +70,7 @@ class Flash4Sparse(Contender):
         """Translate the lists."""
         attention = import_module("flash_attn.cute").flash_attn_func
         make = import_module("flash_attn.cute.block_sparsity").BlockSparseTensorsTorch
-        lists = problem.lists_at(_BLOCK, _BLOCK)
+        lists = self.built(problem).lists
         count, index = block_rows(lists)
         sparse = make(
             mask_block_cnt=torch.zeros_like(count)[None],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from visparse.bench.contenders.base import Contender, not_cuda, not_installed
 from visparse.bench.contenders.slots import Slots, block_rows, not_whole_blocks
-from visparse.bench.problem import Problem
+from visparse.bench.problem import Built, Problem
 
 _BLOCK = 128
 _WORKSPACE = 128 * 2**20
@@ -34,6 +34,10 @@ class FlashInfer(Contender):
         """The package is not there."""
         return not_installed("flashinfer", "flashinfer-python")
 
+    def built(self, problem: Problem) -> Built:
+        """Blocks of 128 x 128."""
+        return problem.built(_BLOCK, _BLOCK)
+
     def can_run(self, problem: Problem) -> str | None:
         """Whole blocks without padding, one sequence."""
         if problem.case.batch != 1:
@@ -41,7 +45,7 @@ class FlashInfer(Contender):
         reason = not_cuda(problem)
         if reason is not None:
             return reason
-        lists = problem.lists_at(_BLOCK, _BLOCK)
+        lists = self.built(problem).lists
         reason = not_whole_blocks(lists)
         if reason is not None:
             return reason
@@ -50,7 +54,7 @@ class FlashInfer(Contender):
     def prepare(self, problem: Problem) -> Callable[[], Tensor]:
         """Plan once, as a model would for all layers."""
         make = import_module("flashinfer").BlockSparseAttentionWrapper
-        lists = problem.lists_at(_BLOCK, _BLOCK)
+        lists = self.built(problem).lists
         count, index = block_rows(lists)
         heads, n_q, longest = index.shape
         index = index + lists.n_k * torch.arange(heads, dtype=torch.int32, device=lists.device)[:, None, None]

@@ -10,28 +10,31 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from visparse.bench.contenders.base import Contender, not_cuda
 from visparse.bench.contenders.slots import Slots, no_slots
-from visparse.bench.problem import Problem
-from visparse_kernels import BlockLists
+from visparse.bench.problem import Built, Problem
 
 _BLOCK = 128
 
 
 class Flex(Contender):
-    """`flex_attention` in blocks of 128 x 128 where the pattern can be had so. Gathering into slots is in the call."""
+    """`flex_attention` in blocks of 128 x 128. Gathering into slots is in the call."""
 
     name = "flex"
     setup_seconds = 40.0
     compiles_each = True
 
+    def built(self, problem: Problem) -> Built:
+        """Blocks of 128 x 128."""
+        return problem.built(_BLOCK, _BLOCK)
+
     def can_run(self, problem: Problem) -> str | None:
         """On CUDA; its compiled code for CPUs is another program, and uncompiled it expands the mask."""
-        return not_cuda(problem) or no_slots(problem.lists)
+        return not_cuda(problem) or no_slots(self.built(problem).lists)
 
     def prepare(self, problem: Problem) -> Callable[[], Tensor]:
         """Compile for this mask; `fullgraph` makes a fallback to the expanded mask an error."""
         torch.compiler.reset()
         attention = torch.compile(flex_attention, dynamic=False, fullgraph=True)
-        lists = _lists(problem)
+        lists = self.built(problem).lists
         mask, _ = lists.to_flex()
         slots = Slots(lists)
         q, k, v = problem.inputs.heads_first
@@ -43,10 +46,3 @@ class Flex(Contender):
             return slots.tokens(out, 2).transpose(1, 2)
 
         return call
-
-
-def _lists(problem: Problem) -> BlockLists:
-    try:
-        return problem.lists_at(_BLOCK, _BLOCK)
-    except ValueError:  # random blocks that were drawn in another size
-        return problem.lists

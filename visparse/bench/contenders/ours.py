@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from visparse.bench.contenders.base import Contender
-from visparse.bench.problem import Problem
+from visparse.bench.problem import Built, Problem
 from visparse_kernels import BlockLists, attend, explain
 
 _MASK = 2**28  # pairs that the reference may expand
@@ -30,23 +30,33 @@ class Ours(Contender):
         self.impl = impl
         self.name = f"visparse:{impl}"
 
+    def built(self, problem: Problem) -> Built:
+        """What runs fastest on this device for the implementation that `auto` takes; for others the usual blocks."""
+        q = problem.inputs.q
+        best, plain = problem.best, problem.plain
+        taken = next(name for name, usable, _ in explain(q, best.lists) if usable)
+        return best if taken == self.impl or self._obstacle(q, plain.lists) else plain
+
     def can_run(self, problem: Problem) -> str | None:
         """What `explain` says; and the reference expands the whole mask, so only small problems."""
         case = problem.case
         if self.impl == "reference" and case.tokens**2 * case.heads > _MASK:
             return f"expands the whole mask; timed up to {_MASK} pairs"
-        verdicts = {name: (usable, why) for name, usable, why in explain(problem.inputs.q, problem.lists)}
-        usable, why = verdicts[self.impl]
-        return None if usable else why
+        return self._obstacle(problem.inputs.q, self.built(problem).lists)
 
     def prepare(self, problem: Problem) -> Callable[[], Tensor]:
         """Nothing to prepare: lists are compiled once per layout in a model too."""
-        inputs = problem.inputs
-        return cast(Callable[[], Tensor], partial(attend, inputs.q, inputs.k, inputs.v, problem.lists, impl=self.impl))
+        inputs, lists = problem.inputs, self.built(problem).lists
+        return cast(Callable[[], Tensor], partial(attend, inputs.q, inputs.k, inputs.v, lists, impl=self.impl))
 
     def facts(self, problem: Problem) -> dict[str, Any]:
-        """Implementation and block sizes."""
-        return {"impl": self.impl, "block_q": problem.lists.block_q, "block_k": problem.lists.block_k}
+        """Implementation, block sizes, and whether blocks are boxes of the grid."""
+        lists = self.built(problem).lists
+        boxes = lists.boxes is not None
+        return {"impl": self.impl, "block_q": lists.block_q, "block_k": lists.block_k, "boxes": boxes}
+
+    def _obstacle(self, q: Tensor, lists: BlockLists) -> str | None:
+        return next((None if usable else why) for name, usable, why in explain(q, lists) if name == self.impl)
 
 
 def all_ours() -> list[Contender]:
