@@ -53,9 +53,42 @@ class Boxes:
                     "give (frame, row, column) of every block"
                 )
 
+    def runs(self, length: int, block: int) -> int:
+        """Return how many runs the sequence takes: the grid and what lies before and behind it, each cut by itself.
+
+        Args:
+            length: tokens of the sequence.
+            block: slots per block.
+        """
+        parts = (self.first, prod(self.grid), length - self.first - prod(self.grid))
+        return sum(-(-part // block) for part in parts)
+
     def to(self, device: torch.device | str) -> "Boxes":
         """Return the same boxes on another device."""
         return replace(self, q_starts=self.q_starts.to(device), k_starts=self.k_starts.to(device))
+
+    @property
+    def numbers(self) -> list[int]:
+        """Everything but the tables, as numbers; a shape that is None becomes three zeros."""
+        shapes = [side for box in (*self.q_box, *self.k_box) for side in box or (0, 0, 0)]
+        return [*self.grid, self.first, *shapes]
+
+    @classmethod
+    def from_numbers(cls, numbers: list[int], q_starts: Tensor, k_starts: Tensor) -> "Boxes":
+        """Undo `numbers`."""
+        sides = iter(numbers)
+        grid = (next(sides), next(sides), next(sides))
+        first = next(sides)
+        shapes = [box if any(box) else None for box in zip(sides, sides, sides, strict=True)]
+        rows = len(q_starts)
+        return cls(
+            grid=grid,
+            first=first,
+            q_box=tuple(shapes[:rows]),
+            k_box=tuple(shapes[rows:]),
+            q_starts=q_starts,
+            k_starts=k_starts,
+        )
 
 
 def box_tokens(grid: Box, first: int, box: Box, starts: Tensor) -> Tensor:

@@ -2,14 +2,14 @@
 
 import os
 
-IMPLS = ("reference", "cpu", "triton")
+IMPLS = ("reference", "cpu", "triton", "gluon")
 
 
 def impl_from_env() -> str:
     """Return the implementation that VISPARSE_IMPL asks for.
 
     Returns:
-        ``"auto"`` where it is not set, else ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton"``.
+        ``"auto"`` where it is not set, else ``"auto"``, ``"reference"``, ``"cpu"`` or ``"triton", "gluon"``.
 
     Raises:
         ValueError: it is set to something else.

@@ -247,9 +247,16 @@ class BlockLists:
 
     @cached_property
     def block_density_per_head(self) -> Tensor:
-        """Visited blocks / all blocks of each head, fp64 [H] on the CPU; 0 for a skipped head."""
+        """Visited blocks / all blocks of each head, fp64 [H] on the CPU; 0 for a skipped head.
+
+        Boxes hang over the grid, overlap and leave tokens out, so with ``boxes`` all blocks are those of runs.
+        """
         visited = (self.full_offsets.diff() + self.partial_offsets.diff()).view(self.groups, self.n_q).sum(1)
-        return self._per_head(visited.double() / (self.n_q * self.n_k))
+        if self.boxes is None:
+            blocks = self.n_q * self.n_k
+        else:
+            blocks = self.boxes.runs(self.q_len, self.block_q) * self.boxes.runs(self.k_len, self.block_k)
+        return self._per_head(visited.double() / blocks)
 
     @cached_property
     def density_per_head(self) -> Tensor:

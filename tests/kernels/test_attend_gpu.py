@@ -139,7 +139,7 @@ def test_choice_and_opcheck(make_qkv) -> None:
     assert choose(q, lists) == "triton"
     tables = (lists.head_group, lists.q_order, lists.k_order, lists.full_offsets, lists.full_indices)
     masked = (lists.partial_offsets, lists.partial_indices, lists.partial_tiles, lists.tiles)
-    torch.library.opcheck(attend_op, (q, k, v, None, *tables, *masked, 64, 64, 0.125, "triton"))
+    torch.library.opcheck(attend_op, (q, k, v, None, *tables, *masked, None, None, [], 64, 64, 0.125, "triton"))
 
 
 def test_memory_is_that_of_the_results(make_qkv) -> None:

@@ -7,12 +7,18 @@ import torch
 from torch import Tensor
 
 from visparse_kernels import env
-from visparse_kernels.attend import cpu_impl, reference, triton_impl
+from visparse_kernels.attend import cpu_impl, gluon_impl, reference, triton_impl
 from visparse_kernels.attend.checks import check_arguments, check_finite
+from visparse_kernels.boxes import Boxes
 from visparse_kernels.lists import BlockLists
 
 # in the order in which "auto" tries them
-_CANDIDATES: dict[str, ModuleType] = {"triton": triton_impl, "cpu": cpu_impl, "reference": reference}
+_CANDIDATES: dict[str, ModuleType] = {
+    "gluon": gluon_impl,
+    "triton": triton_impl,
+    "cpu": cpu_impl,
+    "reference": reference,
+}
 
 
 def attend(
@@ -41,8 +47,9 @@ def attend(
         scale: factor of the logits, positive; None means 1 / sqrt(D).
         key_bias: [B or 1, H or 1, Sk], any float dtype, added to the scaled logits; -inf hides a key.
         return_lse: also return the log-sum-exp, for `visparse_kernels.merge`.
-        impl: ``"reference"``, ``"cpu"``, ``"triton"``, or ``"auto"``: what the variable VISPARSE_IMPL names, else
-            the first of triton, cpu and reference that can serve the case. Asked for by name there is no fallback.
+        impl: ``"reference"``, ``"cpu"``, ``"triton"``, ``"gluon"``, or ``"auto"``: what the variable VISPARSE_IMPL
+            names, else the first of gluon, triton, cpu and reference that can serve the case. Asked for by name there
+            is no fallback.
 
     Returns:
         ``out [B, Sq, H, D]``, contiguous, dtype of q; with ``return_lse`` also ``lse [B, H, Sq]``, fp32 (fp64 for fp64
@@ -67,6 +74,9 @@ def attend(
         lists.partial_indices,
         lists.partial_tiles,
         lists.tiles,
+        lists.boxes.q_starts if lists.boxes is not None else None,
+        lists.boxes.k_starts if lists.boxes is not None else None,
+        lists.boxes.numbers if lists.boxes is not None else [],
         lists.block_q,
         lists.block_k,
         1.0 / math.sqrt(q.shape[-1]) if scale is None else scale,
@@ -109,26 +119,44 @@ def choose(q: Tensor, lists: BlockLists, impl: str = "auto") -> str:
     return name
 
 
-def preferred_blocks(device: torch.device | str, head_dim: int) -> tuple[int, int]:
+def preferred_blocks(device: torch.device | str, head_dim: int, dtype: torch.dtype = torch.bfloat16) -> tuple[int, int]:
     """Return the block sizes that run fastest.
 
     Args:
         device: where attention will run.
         head_dim: size of a head.
+        dtype: of q, k and v.
 
     Returns:
         ``(block_q, block_k)`` in slots. On the CPU PyTorch's kernel needs 192 queries to work in long strips, and fine
         key blocks cost nothing, since keys are gathered one by one. Blocks of 256 queries are faster where key blocks
-        lie at random, and slower for windows, whose masks grow. On CUDA 128 x 64 keeps scores and values in registers
+        lie at random, and slower for windows, whose masks grow. On Hopper the Gluon kernel takes 64 queries in each
+        of two warpgroups, or three where heads are small. On other GPUs 128 x 64 keeps scores and values in registers
         (64 x 64 above a head size of 128).
     """
     if torch.device(device).type == "cpu":
         return 192, 32
+    if prefers_boxes(device, head_dim, dtype):
+        return gluon_impl.BLOCKS[head_dim]
     return (128, 64) if head_dim <= 128 else (64, 64)
+
+
+def prefers_boxes(device: torch.device | str, head_dim: int, dtype: torch.dtype = torch.bfloat16) -> bool:
+    """Say whether lists whose blocks are runs and boxes run faster than any others: where the Gluon kernel serves.
+
+    Args:
+        device: where attention will run.
+        head_dim: size of a head.
+        dtype: of q, k and v.
+    """
+    blocks = gluon_impl.BLOCKS.get(head_dim)
+    return blocks is not None and gluon_impl.can_run(torch.device(device), dtype, head_dim, *blocks) is None
 
 
 def _reason(name: str, q: Tensor, lists: BlockLists) -> str | None:
     reason: str | None = _CANDIDATES[name].can_run(q.device, q.dtype, q.shape[-1], lists.block_q, lists.block_k)
+    if reason is None and name == "gluon":
+        reason = gluon_impl.cannot_fetch(lists)
     return reason
 
 
@@ -147,6 +175,9 @@ def attend_op(
     partial_indices: Tensor,
     partial_tiles: Tensor,
     tiles: Tensor,
+    q_starts: Tensor | None,
+    k_starts: Tensor | None,
+    box_numbers: list[int],
     block_q: int,
     block_k: int,
     scale: float,
@@ -167,6 +198,9 @@ def attend_op(
         partial_indices=partial_indices,
         partial_tiles=partial_tiles,
         tiles=tiles,
+        boxes=Boxes.from_numbers(box_numbers, q_starts, k_starts)
+        if q_starts is not None and k_starts is not None
+        else None,
     )
     if env.check_inputs():
         check_finite(q=q, k=k, v=v)
@@ -190,6 +224,9 @@ def _(
     partial_indices: Tensor,
     partial_tiles: Tensor,
     tiles: Tensor,
+    q_starts: Tensor | None,
+    k_starts: Tensor | None,
+    box_numbers: list[int],
     block_q: int,
     block_k: int,
     scale: float,

@@ -1,0 +1,293 @@
+"""`attend` on Hopper: when the Gluon kernel can serve, its descriptors, and its launch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from visparse_kernels.attend.gluon_program import Part, Program, program_of
+from visparse_kernels.boxes import Box
+from visparse_kernels.lists import BlockLists
+
+# Gluon is experimental and changes with Triton's minor releases; these were tried.
+TRITON_VERSIONS = ((3, 6), (3, 8))
+BLOCKS = {64: (192, 128), 128: (128, 128)}  # head size -> block sizes that are fastest
+_GROUPS = {64: (2, 3), 128: (2,)}  # head size -> numbers of consumer warpgroups, 64 queries each
+_BLOCK_K = 128
+_DTYPES = (torch.bfloat16, torch.float16)
+
+
+def _missing() -> str | None:
+    try:
+        import triton
+    except ImportError as error:
+        return f"needs the triton package, which could not be imported ({error})"
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if not TRITON_VERSIONS[0] <= version <= TRITON_VERSIONS[-1]:
+        tried = " to ".join(".".join(map(str, v)) for v in TRITON_VERSIONS)
+        return f"needs Triton {tried} (Gluon changes with every release), got {triton.__version__}"
+    from visparse_kernels.attend.triton_kernel import INTERPRET
+
+    if INTERPRET:
+        return "Triton's interpreter (TRITON_INTERPRET=1) cannot run Gluon"
+    try:
+        import visparse_kernels.attend.gluon_kernel  # noqa: F401
+    except Exception as error:
+        return f"its Gluon kernel could not be imported ({type(error).__name__}: {error})"
+    return None
+
+
+_MISSING: str | None = _missing()
+
+
+def can_run(device: torch.device, dtype: torch.dtype, head_dim: int, block_q: int, block_k: int) -> str | None:
+    """Return why this implementation cannot serve a case, or None."""
+    if _MISSING is not None:
+        return _MISSING
+    if device.type != "cuda":
+        return f"needs tensors on a CUDA device, got {device.type}"
+    if not torch.cuda.is_available():
+        return "needs a GPU, and PyTorch finds none"
+    if torch.cuda.get_device_capability(device) != (9, 0):
+        major, minor = torch.cuda.get_device_capability(device)
+        return f"needs a Hopper GPU (compute capability 9.0), got {major}.{minor}"
+    if dtype not in _DTYPES:
+        return f"needs bf16 or fp16, got {dtype}"
+    if head_dim not in _GROUPS:
+        return f"needs a head_dim of 64 or 128, got {head_dim}"
+    sizes = [64 * groups for groups in _GROUPS[head_dim]]
+    if block_q not in sizes or block_k != _BLOCK_K:
+        return f"needs block_q in {sizes} and block_k {_BLOCK_K} for this head_dim, got {block_q} and {block_k}"
+    return None
+
+
+def cannot_fetch(lists: BlockLists) -> str | None:
+    """Return why the blocks of some lists cannot be fetched by TMA, or None; slow only at the first call."""
+    program = program_of(lists)
+    return program if isinstance(program, str) else None
+
+
+def run(
+    q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: float, key_bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Launch the kernel, once for each pair of box shapes; see `visparse_kernels.attend` for the arguments.
+
+    Returns:
+        ``out [B, Sq, H, D]`` in the dtype of q, and ``lse [B, H, Sq]`` fp32.
+
+    Raises:
+        ValueError: a block of the lists is neither a run nor a box.
+    """
+    program = program_of(lists)
+    if isinstance(program, str):
+        raise ValueError(f"lists: {program}")
+    batch, q_len, heads, _ = q.shape
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(batch, heads, q_len, dtype=torch.float32, device=q.device)
+    if program.skipped:
+        out.zero_()
+        lse.fill_(-torch.inf)
+    bias = None if key_bias is None else bias_by_slot(key_bias, lists, batch)
+    q, k, v = (fetchable(x) for x in (q, k, v))
+    with torch.cuda.device_of(q):
+        for part in program.parts:
+            launch(q, k, v, out, lse, lists, program, part, scale, bias)
+    return out, lse
+
+
+def launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    lists: BlockLists,
+    program: Program,
+    part: Part,
+    scale: float,
+    bias: Tensor | None,
+    *,
+    stages: int | None = None,
+    warm_up: bool = False,
+) -> Any:
+    """Launch the kernel for the heads of one part.
+
+    Args:
+        q: [B, Sq, H, D], as `fetchable` gives it; so are k and v.
+        k: [B, Sk, H, D].
+        v: [B, Sk, H, D].
+        out: [B, Sq, H, D], contiguous, written for these heads.
+        lse: [B, H, Sq], contiguous, written for these heads.
+        lists: the block lists.
+        program: their program.
+        part: the heads, and the shapes of their boxes.
+        scale: factor of the logits.
+        bias: what `bias_by_slot` returns, or None.
+        stages: slots of the rings of K and V; None: as many as fit.
+        warm_up: only compile, for the tensors' types; nothing runs, so no GPU is needed.
+
+    Returns:
+        What Triton returns: the compiled kernel.
+    """
+    from visparse_kernels.attend.gluon_kernel import attend_kernel
+
+    batch, q_len, heads, head_dim = q.shape
+    groups = lists.block_q // 64
+    grid, first = (lists.boxes.grid, lists.boxes.first) if lists.boxes is not None else ((1, 1, 1), 0)
+    q_part, q_step = split(part.q_box, groups)
+    n_tiles = batch * len(part.heads) * lists.n_q
+    counter = torch.zeros(1, dtype=torch.int32, device=q.device)
+    tensors = ((q, 64, q_part), (k, _BLOCK_K, part.k_box), (v, _BLOCK_K, part.k_box), (out, 64, q_part))
+    arguments = (
+        *(descriptor for x, rows, box in tensors for descriptor in descriptors(x, rows, box, grid, first)),
+        tiles_descriptor(program.tiles),
+        out,
+        lse,
+        lse if bias is None else bias,
+        *((0, 0, 0) if bias is None else bias.stride()[:3]),
+        program.offsets,
+        program.unmasked,
+        part.heads,
+        part.groups,
+        program.starts,
+        program.masks,
+        program.blocks,
+        program.q_starts,
+        program.q_whole,
+        program.q_starts.shape[1] if len(program.q_starts) > 1 else 0,
+        lists.q_order,
+        lists.q_order.shape[1] if len(lists.q_order) > 1 else 0,
+        counter,
+        n_tiles,
+        lists.n_q,
+        len(part.heads),
+        heads,
+        q_len,
+        scale * math.log2(math.e),
+    )
+    constants = {
+        "SHAPE": (groups, head_dim, stages or (2 if head_dim == 128 else 4), q_step),
+        "FEATURES": (
+            part.masked,
+            bias is not None,
+            (part.q_runs, part.k_runs),
+            (part.q_box is not None, part.k_box is not None),
+            tuple(heads_inside(x) for x in (q, k, v)),
+        ),
+        "REGISTERS": (240, 24) if groups == 2 else (160, 24),
+        "num_warps": 4,
+    }
+    size = (min(n_tiles, _multiprocessors(q.device)),)
+    if warm_up:
+        return attend_kernel.warmup(*arguments, grid=size, **constants)
+    return attend_kernel[size](*arguments, **constants)
+
+
+def fetchable(x: Tensor) -> Tensor:
+    """Return a tensor [B, S, H, D] that TMA can read: itself, or a contiguous copy where its strides forbid it."""
+    size = x.element_size()
+    batch, _, heads, head_dim = x.shape
+    row, head = x.stride(1), x.stride(2)
+    aligned = x.data_ptr() % 16 == 0 and all(stride * size % 16 == 0 for stride in (x.stride(0), row, head))
+    joined = head == head_dim or batch == 1 or x.stride(0) == heads * head
+    return x if x.stride(3) == 1 and aligned and joined and row > 0 else x.contiguous()
+
+
+def heads_inside(x: Tensor) -> bool:
+    """Say whether the heads of a tensor [B, S, H, D] lie side by side in a row, not row by row in a head."""
+    return x.shape[2] == 1 or x.stride(2) == x.shape[3]
+
+
+def descriptors(x: Tensor, rows: int, box: Box | None, grid: Box, first: int) -> tuple[Any, Any]:
+    """Describe a tensor to TMA twice: as rows of tokens, and as a grid.
+
+    Args:
+        x: [B, S, H, D], as `fetchable` gives it.
+        rows: tokens of a run.
+        box: (frames, height, width) of a box; None: there are none, and the second is the first.
+        grid: (frames, height, width), in tokens.
+        first: token at which the grid begins.
+
+    Returns:
+        Descriptors of ``[outer, S, inner]`` and ``[outer, frames, height, width, inner]``: outer and inner are batch
+        and heads * head_dim, or batch * heads and head_dim.
+    """
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    batch, length, heads, head_dim = x.shape
+    inside = heads_inside(x)
+    outer, inner = (batch, heads * head_dim) if inside else (batch * heads, head_dim)
+    outer_step, step = x.stride(0) if inside else x.stride(2), x.stride(1)
+    outer_step = max(outer_step, inner) if outer == 1 else outer_step
+
+    def layout(rank: int) -> Any:
+        return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=rank)
+
+    runs = TensorDescriptor(x, [outer, length, inner], [outer_step, step, 1], [1, rows, head_dim], layout(3))
+    if box is None:
+        return runs, runs
+    _, height, width = grid
+    base = x[:, first:]
+    shape, strides = [outer, *grid, inner], [outer_step, height * width * step, width * step, step, 1]
+    return runs, TensorDescriptor(base, shape, strides, [1, *box, head_dim], layout(5))
+
+
+def tiles_descriptor(tiles: Tensor) -> Any:
+    """Describe the masks int32 [n, block_q, 4] to TMA, 64 queries at a time."""
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+    rows = max(64, tiles.shape[0] * tiles.shape[1])
+    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2)
+    return TensorDescriptor(tiles, [rows, 4], [4, 1], [64, 4], layout)
+
+
+def split(box: Box | None, groups: int) -> tuple[Box | None, Box]:
+    """Cut a query box into the boxes of the warpgroups, along its slowest axis that is longer than 1.
+
+    Args:
+        box: (frames, height, width), 64 * groups tokens; None for runs.
+        groups: number of warpgroups.
+
+    Returns:
+        The box of one warpgroup, and the step from one to the next.
+
+    Raises:
+        ValueError: the axis cannot be cut so, or a side is no power of two.
+    """
+    if box is None:
+        return None, (0, 0, 0)
+    axis = next(i for i, side in enumerate(box) if side > 1)
+    part = tuple(side // groups if i == axis else side for i, side in enumerate(box))
+    if box[axis] % groups or any(side & (side - 1) for side in part):
+        raise ValueError(
+            f"boxes: wanted a query box of {groups} equal boxes, one behind the other along its slowest axis, with "
+            f"powers of two as sides, got {box}; use for example {(groups, 8, 8)}"
+        )
+    return (part[0], part[1], part[2]), tuple(side if i == axis else 0 for i, side in enumerate(part))  # type: ignore[return-value]
+
+
+def bias_by_slot(key_bias: Tensor, lists: BlockLists, batch: int) -> Tensor:
+    """Lay a bias [B or 1, H or 1, Sk] out by key slots, in logarithms to the base 2.
+
+    Returns:
+        fp32 [B, H, G, slots], expanded, not copied, along axes of 1; padding is -inf.
+    """
+    order = lists.k_order.long()
+    bias = key_bias.float()[:, :, order.clamp(min=0)] * math.log2(math.e)
+    return bias.masked_fill(order < 0, -torch.inf).expand(batch, lists.heads, lists.groups, -1)
+
+
+_counts: dict[torch.device, int] = {}
+
+
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 132  # compiling without a GPU, for the one whose kernel this is
+    if device not in _counts:
+        _counts[device] = torch.cuda.get_device_properties(device).multi_processor_count
+    return _counts[device]
