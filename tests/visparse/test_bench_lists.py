@@ -11,18 +11,6 @@ from visparse.bench.problem import Built, Inputs, Problem
 from visparse.bench.random_blocks import Mix, random_blocks
 from visparse_kernels import BlockLists
 
-SMALL = Case(
-    name="small",
-    grid=(4, 6, 8),
-    heads=2,
-    head_dim=16,
-    window=(2, 3, 4),
-    stride=(2, 1, 4),
-    tile=(2, 3, 4),
-    tiles=(1, 1, 1),
-    patterns=("dense",),
-)
-
 
 @pytest.mark.parametrize(
     ("name", "tokens"),
@@ -123,18 +111,6 @@ def test_sliding_tiles_are_whole_tiles_around_the_own_one():
     tile = torch.arange(80) // 16
     middle = tile.clamp(1, 3)
     assert torch.equal(mask, (tile[None] - middle[:, None]).abs() <= 1)
-
-
-@pytest.mark.parametrize("boxes", [False, True])
-def test_pretiled_lists_visit_as_many_blocks_without_an_order(boxes):
-    forms = {"block_q": 32, "block_k": 32, "boxes": boxes, "grain": (32, 32), "device": "cpu"}
-    tiled = build_lists("gna_strided", SMALL, **{**forms, "boxes": False})
-    plain = build_lists("gna_strided_pretiled", SMALL, **forms).validate()
-    assert plain.boxes is None
-    assert plain.q_order[0].tolist() == list(range(192))
-    if not boxes:
-        assert plain.density_per_head.tolist() == tiled.density_per_head.tolist()
-        assert plain.block_density == tiled.block_density
 
 
 def test_block_density_is_of_the_blocks_that_dense_attention_visits():

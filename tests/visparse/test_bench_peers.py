@@ -4,14 +4,16 @@ The stand-ins run on the CPU. They show that lists, orders and layouts are trans
 """
 
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
+from visparse.bench import problem as bench_problem
 from visparse.bench.cases import Case
 from visparse.bench.check import sample_rows
-from visparse.bench.contenders import base, fastvideo, flash3, flash4, flashinfer, flex, natten, sdpa
+from visparse.bench.contenders import base, fastvideo, flash3, flash4, flashinfer, flex, natten, ours, sdpa
 from visparse.bench.contenders.registry import all_contenders, choose_contenders
 from visparse.bench.contenders.slots import Slots, block_rows
 from visparse.bench.problem import Inputs, Problem
@@ -208,6 +210,27 @@ def test_flex(monkeypatch, case, pattern):
 
 def test_pytorch():
     assert verdict(sdpa.Sdpa("sdpa_default", None), PLAIN, "dense") is None
+
+
+@pytest.mark.parametrize("text", [0, 5])
+def test_blocks_from_tiled_memory(monkeypatch, text):
+    """On a ragged grid, so that slots without a token lie between tokens; the kernel is asked for boxes."""
+    monkeypatch.setattr(bench_problem, "prefers_boxes", lambda *_: True)
+    case = replace(GRID, grid=(5, 10, 18), window=(5, 4, 4), stride=(1, 2, 4), after=text)
+    problem = Problem(Inputs.random(case, "cpu", torch.float32, 0), "gna_strided", (32, 32))
+    one = ours.Pretiled("cpu")
+    assert one.can_run(problem) is None
+    call = one.prepare(problem)
+    assert call().shape[1] > case.tokens
+    assert sample_rows(problem).verdict(one.tokens(problem, call())) is None
+
+
+def test_only_what_auto_takes_gets_boxes(monkeypatch):
+    monkeypatch.setattr(bench_problem, "prefers_boxes", lambda *_: True)
+    problem = Problem(Inputs.random(GRID, "cpu", torch.float32, 0), "gna_strided", (32, 32))
+    assert ours.Ours("cpu").built(problem).lists.boxes is not None
+    assert ours.Ours("reference").built(problem).lists.boxes is None
+    assert ours.Ours("cpu").facts(problem) == {"impl": "cpu", "block_q": 32, "block_k": 32, "boxes": True}
 
 
 def test_names_of_contenders_are_checked():

@@ -56,7 +56,7 @@ class Case:
 
 
 SWEEP = ("dense", "random_50", "random_25", "random_12", "random_6", "partial_12", "uneven_12")
-VIDEO = ("dense", "random_12", "radial", "gna_strided", "gna", "sta")
+VIDEO = ("dense", "random_12", "radial_code", "gna_strided", "gna", "sta")
 COMPILED = ("dense", "random_12", "partial_12", "gna_strided", "gna")
 PICTURE = ("dense", "random_12", "gna_strided", "gna")
 
@@ -73,7 +73,7 @@ CASES = (
         stride=(16, 8, 8),
         tile=(6, 8, 8),
         tiles=(3, 3, 3),
-        patterns=("dense", "gna_strided", "gna_strided_pretiled", "gna", "sta"),
+        patterns=("dense", "gna_strided", "gna", "sta"),
         compiled=COMPILED,
     ),
     Case(
@@ -85,7 +85,7 @@ CASES = (
         stride=(4, 8, 8),
         tile=(3, 9, 8),
         tiles=(3, 3, 3),
-        patterns=("dense", "random_12", "radial", "radial_code", "gna_strided", "gna_strided_pretiled", "gna", "sta"),
+        patterns=("dense", "random_25", "radial_code", "gna_strided", "gna", "sta", "radial"),
     ),
     Case(
         name="wan1.3b_480p",
@@ -209,7 +209,6 @@ PATTERNS = (
     "radial_code",
     "gna",
     "gna_strided",
-    "gna_strided_pretiled",
     "sta",
 )
 

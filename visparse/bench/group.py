@@ -115,7 +115,7 @@ def _try(contender: Contender, problem: Problem, sample: Sample) -> tuple[Call |
     """Prepare, run once and judge: the call, or what was wrong."""
     try:
         call = contender.prepare(problem)
-        wrong = sample.verdict(call())
+        wrong = sample.verdict(contender.tokens(problem, call()))
     except Exception as error:  # a peer may raise anything; it becomes a row
         if problem.inputs.q.is_cuda:
             _check_device(contender.name, error)

@@ -140,8 +140,8 @@ class _CaseBench:
 
 
 def _takes_part(one: Contender, case: Case, pattern: str, settings: KernelSettings) -> bool:
-    if one.dense:
-        return pattern == "dense"
+    if one.dense or one.only is not None:
+        return pattern in (one.only or ("dense",))
     return pattern in case.compiled or not (one.compiles_each and settings.unasked)
 
 

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
+from visparse import compile as compiler
 from visparse.bench.cases import PATTERNS, Case
 from visparse.bench.random_blocks import Mix, random_blocks
-from visparse.compile import compile_lists
 from visparse.errors import nearest
 from visparse.layout import Layout
-from visparse.order import Order
 from visparse.patterns import Neighborhood, Pattern, Radial
 from visparse_kernels import BlockLists
-from visparse_kernels.bits import identity_order
 
 _SHARES = {"50": 0.5, "25": 0.25, "12": 0.125, "6": 0.0625}
 _MASKED = 0.2
@@ -39,8 +35,6 @@ def obstacle(name: str, case: Case) -> str | None:
         return "no tile is set that divides the grid"
     if name.startswith("radial") and case.grid[0] == 1:
         return "one frame has no radial decay"
-    if name.endswith("pretiled") and case.before + case.after:
-        return "extra tokens are never tiled"
     return None
 
 
@@ -56,7 +50,7 @@ def grid_pattern(name: str, case: Case) -> Pattern | None:
         return Radial(variant="code", decay=0.2)
     if name == "gna" and case.window is not None:
         return Neighborhood(window=case.window)
-    if name.startswith("gna_strided") and case.window is not None and case.stride is not None:
+    if name == "gna_strided" and case.window is not None and case.stride is not None:
         return Neighborhood(window=case.window, stride=case.stride)
     if name == "sta" and case.tile is not None and case.tiles is not None:
         a, b, c = (size * count for size, count in zip(case.tile, case.tiles, strict=True))
@@ -69,8 +63,7 @@ def describe(name: str, case: Case, grain: tuple[int, int]) -> str:
     pattern = grid_pattern(name, case)
     if isinstance(pattern, Neighborhood):
         text = f"window {_by(pattern.window)}, stride {_by(pattern.stride)} of {_by(case.grid)}"
-        tiled = "; q, k and v lie in tiles already, so the order tables are plain" if name.endswith("pretiled") else ""
-        return f"{text} (tiles of {_by(case.tile)})" if name == "sta" else text + tiled
+        return f"{text} (tiles of {_by(case.tile)})" if name == "sta" else text
     if isinstance(pattern, Radial):
         return f"Radial variant {pattern.variant!r}, decay {pattern.decay}"
     if name == "dense":
@@ -91,7 +84,7 @@ def build_lists(
     grain: tuple[int, int],
     device: torch.device | str,
 ) -> BlockLists:
-    """Block lists of a pattern on a case; the kept pairs do not depend on the block sizes.
+    """Block lists of a pattern on a case, compiled anew; the kept pairs do not depend on the block sizes.
 
     Args:
         name: one of `cases.PATTERNS`.
@@ -119,24 +112,8 @@ def build_lists(
         return random_blocks(case.tokens, case.heads, mix, block_q=block_q, block_k=block_k, grain=grain, device=device)
     layout = Layout(case.grid, before=case.before, after=case.after)
     heads = [pattern] * case.heads
-    lists = compile_lists(heads, layout, block_q=block_q, block_k=block_k, boxes=boxes, device=device)
-    return _pretiled(lists, heads, layout) if name.endswith("pretiled") else lists
-
-
-def _pretiled(lists: BlockLists, heads: list[Pattern], layout: Layout) -> BlockLists:
-    """The same blocks for tokens that were put into the order of the slots before."""
-    if lists.boxes is not None:
-        order = Order(lists.boxes.q_box[0], lists.boxes.k_box[0])
-        lists = compile_lists(
-            heads, layout, block_q=lists.block_q, block_k=lists.block_k, order=order, device=lists.device
-        )
-    q_order = identity_order(lists.q_len, lists.block_q, lists.device)
-    k_order = identity_order(lists.k_len, lists.block_k, lists.device)
-    if q_order.shape[1] != lists.q_order.shape[1] or k_order.shape[1] != lists.k_order.shape[1]:
-        raise ValueError(
-            "pattern: the blocks hold padding between tokens, so no order of the tokens gives them plainly"
-        )
-    return replace(lists, q_order=q_order, k_order=k_order)
+    compiler._compile.cache_clear()
+    return compiler.compile_lists(heads, layout, block_q=block_q, block_k=block_k, boxes=boxes, device=device)
 
 
 def _by(sizes: object) -> str:

@@ -19,11 +19,13 @@ class Contender(ABC):
         name: as on the command line and in the results.
         dense: computes every pair and takes no lists; only runs on the pattern `dense`.
         setup_seconds: what its first call may take, for compilation.
+        only: the patterns on which it takes part; None: all.
         compiles_each: compiles anew for each problem, so it takes part unasked only where the case says so.
     """
 
     name: str
     dense: bool = False
+    only: tuple[str, ...] | None = None
     setup_seconds: float = 2.0
     compiles_each: bool = False
 
@@ -41,11 +43,15 @@ class Contender(ABC):
 
     @abstractmethod
     def prepare(self, problem: Problem) -> Callable[[], Tensor]:
-        """Return the call to time; it gives `[batch, tokens, heads, head_dim]`.
+        """Return the call to time; `tokens` makes `[batch, tokens, heads, head_dim]` of what it gives.
 
         What belongs to a step of a model is inside the call, such as putting tokens into tiles and back. What a model
         could arrange once, such as translated lists or heads in front of tokens, is done before.
         """
+
+    def tokens(self, problem: Problem, out: Tensor) -> Tensor:
+        """Bring what the call gives into the order of tokens, for the check; not timed."""
+        return out
 
     def facts(self, problem: Problem) -> dict[str, Any]:
         """More to say about a row of results."""

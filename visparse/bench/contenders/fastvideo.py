@@ -25,6 +25,7 @@ class SlidingTile(Contender):
     """`sliding_tile_attention`, all heads with one window. Tokens are put into tiles inside the call."""
 
     name = "fastvideo_sta"
+    only = ("sta",)
     setup_seconds = 20.0
 
     def absent(self) -> str | None:
@@ -34,8 +35,8 @@ class SlidingTile(Contender):
     def can_run(self, problem: Problem) -> str | None:
         """Its three grids, tiles of 6 x 8 x 8, bf16, heads of 128, no text."""
         case = problem.case
-        if problem.pattern != "sta" or case.tile != _TILE:
-            return "sliding tiles of 6x8x8 only"
+        if case.tile != _TILE:
+            return "tiles of 6x8x8 only"
         if case.grid not in _GRIDS or case.before or case.after:
             return f"only grids {', '.join('x'.join(map(str, grid)) for grid in _GRIDS)} without text"
         if problem.inputs.q.dtype != torch.bfloat16 or case.head_dim != 128:

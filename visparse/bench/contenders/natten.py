@@ -18,6 +18,7 @@ class Natten(Contender):
     """`natten.na1d`, `na2d` or `na3d` with the backend that NATTEN chooses."""
 
     name = "natten"
+    only = ("gna", "gna_strided", "sta")
     setup_seconds = 30.0
 
     def absent(self) -> str | None:
@@ -28,8 +29,6 @@ class Natten(Contender):
         """Windows on a grid without text."""
         if problem.case.before or problem.case.after:
             return "extra tokens that see and are seen by everything"
-        if problem.pattern not in ("gna", "gna_strided", "sta"):
-            return "neighbourhoods only"
         return not_cuda(problem)
 
     def prepare(self, problem: Problem) -> Callable[[], Tensor]:

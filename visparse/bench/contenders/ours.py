@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from visparse.bench.contenders.base import Contender
+from visparse.bench.contenders.slots import Slots, no_slots
 from visparse.bench.problem import Built, Problem
 from visparse_kernels import BlockLists, attend, explain
 
@@ -22,8 +24,6 @@ class Ours(Contender):
     Args:
         impl: name of the implementation.
     """
-
-    setup_seconds = 10.0
 
     def __init__(self, impl: str) -> None:
         """Name it."""
@@ -59,7 +59,55 @@ class Ours(Contender):
         return next((None if usable else why) for name, usable, why in explain(q, lists) if name == self.impl)
 
 
+class Pretiled(Ours):
+    """The same blocks, from memory in which every block is contiguous: what fetching from row-major memory costs.
+
+    Args:
+        impl: name of the implementation.
+    """
+
+    only = ("gna_strided",)
+
+    def __init__(self, impl: str) -> None:
+        """Name it."""
+        super().__init__(impl)
+        self.name = f"visparse:{impl}:pretiled"
+
+    def can_run(self, problem: Problem) -> str | None:
+        """As the implementation; and there must be something to put into tiles."""
+        reason = super().can_run(problem)
+        lists = self.built(problem).lists
+        if reason is not None or no_slots(lists) is not None:
+            return reason or no_slots(lists)
+        return "tokens lie in blocks already" if Slots(lists).plain else None
+
+    def prepare(self, problem: Problem) -> Callable[[], Tensor]:
+        """Put tokens into slots; order tables then say where there is no token."""
+        lists, inputs = self.built(problem).lists, problem.inputs
+        slots = Slots(lists)
+        q, k, v = slots.queries(inputs.q, 1), slots.keys(inputs.k, 1), slots.keys(inputs.v, 1)
+        tiled = replace(
+            lists,
+            q_len=q.shape[1],
+            k_len=k.shape[1],
+            q_order=_in_place(lists.q_order),
+            k_order=_in_place(lists.k_order),
+            boxes=None,
+        )
+        return cast(Callable[[], Tensor], partial(attend, q, k, v, tiled, impl=self.impl))
+
+    def tokens(self, problem: Problem, out: Tensor) -> Tensor:
+        """Take the slots that hold a token."""
+        return Slots(self.built(problem).lists).tokens(out, 1)
+
+
+def _in_place(order: Tensor) -> Tensor:
+    slots = torch.arange(order.shape[1], dtype=torch.int32, device=order.device)
+    return torch.where(order >= 0, slots, -1)
+
+
 def all_ours() -> list[Contender]:
-    """One contender for each implementation that `explain` knows."""
+    """Two contenders for each implementation that `explain` knows: on tokens as they are, and put into tiles before."""
     lists = BlockLists.dense(q_len=1, k_len=1, heads=1, block_q=32, block_k=32)
-    return [Ours(name) for name, _, _ in explain(torch.zeros(1, 1, 1, 8), lists)]
+    names = [name for name, _, _ in explain(torch.zeros(1, 1, 1, 8), lists)]
+    return [kind(name) for name in names for kind in (Ours, Pretiled)]
