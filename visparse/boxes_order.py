@@ -15,7 +15,7 @@ from visparse.order import Order, Tile
 from visparse.patterns.base import Pattern
 
 _PARTIAL = 1.1  # cost of a masked block; a full one costs 1
-_SAMPLE = 1 << 20  # query blocks that are looked at where blocks have to be compared one by one
+_SAMPLE = 256  # query blocks that are looked at where blocks have to be compared one by one
 
 
 @lru_cache(maxsize=256)
@@ -42,25 +42,26 @@ def choose_boxes(pattern: Pattern, layout: Layout, *, block_q: int, block_k: int
     grid = layout.grid
     q_boxes, k_boxes = box_shapes(grid, block_q, queries=True), box_shapes(grid, block_k, queries=False)
     extra = -(-layout.before // block_k) - (-layout.after // block_k)
-    compare = _comparison(pattern, grid, block_q, block_k, device)
+    cover_cost = _cover_cost(pattern, grid, block_q, block_k, device)
 
-    def cost(order: Order) -> float:
-        return compare(order) + _blocks(grid, order.q, block_q) * extra
+    def cost(order: Order, sampled: bool = False) -> float:
+        return cover_cost(order, sampled) + _blocks(grid, order.q, block_q) * extra
+
+    def estimate(order: Order) -> float:
+        return cost(order, sampled=True)
 
     tables = pattern.axes(grid)
-    if tables is None:
-        best = min([Order(), *(Order(q, k) for q, k in product(q_boxes, k_boxes) if _similar(q, k))], key=cost)
-        best = min([best, *(Order(q, best.k) for q in q_boxes)], key=cost)
-        return min([best, *(Order(best.q, k) for k in k_boxes)], key=cost)
+    if tables is None or not q_boxes or not k_boxes:
+        best = min([Order(), *(Order(q, k) for q, k in product(q_boxes, k_boxes) if _similar(q, k))], key=estimate)
+        best = min([best, *(Order(q, best.k) for q in q_boxes)], key=estimate)
+        best = min([best, *(Order(best.q, k) for k in k_boxes)], key=estimate)
+        return min([Order(), best], key=cost)
     of_windows = _windows_cost(tables)
 
     def window_cost(pair: tuple[Tile, Tile]) -> float:
         return of_windows(*pair) + _blocks(grid, pair[0], block_q) * extra
 
-    pairs = list(product(q_boxes, k_boxes))
-    if not pairs:
-        return min([Order(), *(Order(q) for q in q_boxes), *(Order(None, k) for k in k_boxes)], key=cost)
-    best_pair = min(pairs, key=window_cost)
+    best_pair = min(product(q_boxes, k_boxes), key=window_cost)
     runs = min([Order(), Order(best_pair[0])], key=cost)
     return runs if cost(runs) <= window_cost(best_pair) else Order(*best_pair)
 
@@ -85,17 +86,15 @@ def _windows_cost(tables: tuple[Tensor, Tensor, Tensor]) -> Callable[[Tile, Tile
     return cost
 
 
-def _comparison(
+def _cover_cost(
     pattern: Pattern, grid: Grid, block_q: int, block_k: int, device: torch.device
-) -> Callable[[Order], float]:
-    """Cost of aligned boxes and runs, by `Pattern.cover` on some query blocks."""
+) -> Callable[[Order, bool], float]:
+    """Cost of aligned boxes and runs, by `Pattern.cover` on all query blocks or on a sample of them."""
 
     @cache
     def queries(box: Tile | None) -> Tensor:
         side = runs_of(0, prod(grid), block_q, device) if box is None else tiles_of(grid, 0, box, device)
-        count = len(side.tokens)
-        some = torch.linspace(0, count - 1, min(count, _SAMPLE), dtype=torch.float64).round().long()
-        return side.tokens[some.to(device)].long()
+        return side.tokens.long()
 
     @cache
     def keys(box: Tile | None) -> Tensor:
@@ -104,11 +103,15 @@ def _comparison(
         return inward_tiles(grid, 0, box, device)[1].long()
 
     @cache
-    def cost(order: Order) -> float:
+    def cost(order: Order, sampled: bool) -> float:
         q = queries(order.q)
+        total = len(q)
+        if sampled and total > _SAMPLE:
+            # Random places: even steps would see only some places of a grid.
+            q = q[torch.randperm(total, generator=torch.Generator().manual_seed(0))[:_SAMPLE].to(device)]
         some, every = pattern.cover(q, keys(order.k), grid)
         seen, full = torch.stack([some.sum(), (some & every).sum()]).tolist()
-        return (full + _PARTIAL * (seen - full)) / len(q) * _blocks(grid, order.q, block_q)
+        return (full + _PARTIAL * (seen - full)) * total / len(q)
 
     return cost
 

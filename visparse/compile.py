@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from visparse.boxes_order import choose_boxes
 from visparse.compile_bits import FULL, number_tiles
 from visparse.compile_blocks import block_entries
 from visparse.compile_boxes import compile_boxes
@@ -80,6 +81,12 @@ def _parse_order(order: str | Tile | Order) -> Order | None:
             )
         return None if order == "auto" else Order()
     return Order(order, order)
+
+
+def clear_cache() -> None:
+    """Forget the lists that were compiled and the boxes that were chosen, to free memory or to measure."""
+    _compile.cache_clear()
+    choose_boxes.cache_clear()
 
 
 @lru_cache(maxsize=32)

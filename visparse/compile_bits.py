@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from visparse.distinct import distinct_rows, scratch
 from visparse.layout import Grid, coordinates
 from visparse.patterns.base import Factor, Pattern
 from visparse_kernels.bits import pack_bits
 
-CHUNK = 1 << 22  # elements of scratch in one step
 FULL = -1  # instead of a tile, where a block is full
 
 
@@ -42,23 +42,6 @@ def real_bits(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     return q >= 0, pack_bits(k >= 0)
 
 
-def dedupe(tiles: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the distinct tiles.
-
-    Args:
-        tiles: int32 [n, block_q, words].
-
-    Returns:
-        ``distinct`` int32 [m, block_q, words] and ``index`` int64 [n] with ``distinct[index] == tiles``.
-    """
-    flat = tiles.flatten(1)
-    first, index = first_of(_hash(flat))
-    if not torch.equal(flat[first][index], flat):  # two tiles with one hash: compare them word by word instead
-        distinct, index = torch.unique(flat, dim=0, return_inverse=True)
-        return distinct.view(-1, *tiles.shape[1:]), index
-    return tiles[first], index
-
-
 def number_tiles(tile: Sequence[Tensor], tiles: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Number the distinct tiles of all groups together; there is at least one group.
 
@@ -69,7 +52,7 @@ def number_tiles(tile: Sequence[Tensor], tiles: Sequence[Tensor]) -> tuple[Tenso
     Returns:
         int64 [all n], row of the distinct tiles or `FULL`, and the distinct tiles.
     """
-    distinct, index = dedupe(torch.cat(list(tiles)))
+    distinct, index = distinct_rows(torch.cat(list(tiles)))
     index = torch.cat([index, index.new_full((1,), FULL)])  # FULL = -1 reaches its last element
     first, parts = 0, []
     for own, group in zip(tile, tiles, strict=True):
@@ -78,43 +61,20 @@ def number_tiles(tile: Sequence[Tensor], tiles: Sequence[Tensor]) -> tuple[Tenso
     return torch.cat(parts), distinct
 
 
-def first_of(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the first place of every distinct key.
-
-    Args:
-        keys: int64 [n].
-
-    Returns:
-        ``first`` int64 [m], ascending, and ``index`` int64 [n] with ``keys[first][index] == keys``.
-    """
-    distinct, index = torch.unique(keys, return_inverse=True)
-    places = torch.arange(len(keys), device=keys.device)
-    first = torch.full_like(distinct, len(keys)).scatter_reduce_(0, index, places, "amin")
-    first, by_place = first.sort()
-    return first, by_place.argsort()[index]
-
-
-def _hash(flat: Tensor) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.randint(-(2**62), 2**62, (flat.shape[1],), generator=generator).to(flat.device)
-    parts = [(part * weights).sum(1) for part in flat.split(max(1, CHUNK // flat.shape[1]))]
-    return torch.cat(parts)
-
-
 def _by_factors(factors: tuple[Factor, ...], q: Tensor, k: Tensor, rows: Tensor, cols: Tensor) -> Iterator[Tensor]:
     """AND the words of all factors; the words depend on the query's code only, so they are packed once per code."""
-    real = k >= 0
+    real = pack_bits(k >= 0)
     tables = []
     for code, table in factors:
         code, table = code.to(q.device), table.to(q.device)
         key_code = code[k.clamp(min=0)]
-        per_code = max(1, CHUNK // k.numel())
-        packed = [pack_bits(part[:, key_code] & real) for part in table.split(per_code)]
+        per_code = max(1, scratch(q.device) // k.numel())
+        packed = [pack_bits(part[:, key_code]) for part in table.split(per_code)]
         tables.append((code[q.clamp(min=0)], torch.cat(packed)))
     words = k.shape[1] // 32
-    for part in torch.arange(len(rows), device=q.device).split(max(1, CHUNK // (q.shape[1] * words))):
+    for part in torch.arange(len(rows), device=q.device).split(max(1, scratch(q.device) // (q.shape[1] * words))):
         part_rows, part_cols = rows[part], cols[part]
-        bits = torch.full((len(part), q.shape[1], words), -1, dtype=torch.int32, device=q.device)
+        bits = real[part_cols][:, None].repeat(1, q.shape[1], 1)
         for query_code, packed_table in tables:
             bits &= packed_table[query_code[part_rows], part_cols[:, None]]
         yield bits
@@ -124,7 +84,7 @@ def _by_keep(pattern: Pattern, grid: Grid, q: Tensor, k: Tensor, rows: Tensor, c
     """Ask the definition: many blocks at once where it can, else one query block and some of its key blocks."""
     q_at, k_at = coordinates(q.clamp(min=0), grid), coordinates(k.clamp(min=0), grid)
     real = k >= 0
-    per_part = max(1, CHUNK // (q.shape[1] * k.shape[1]))
+    per_part = max(1, scratch(q.device) // (q.shape[1] * k.shape[1]))
     if pattern.keep_blocks(q_at[:0], k_at[:0], grid) is not None:
         for part_rows, part_cols in zip(rows.split(per_part), cols.split(per_part), strict=True):
             many = pattern.keep_blocks(q_at[part_rows], k_at[part_cols], grid)

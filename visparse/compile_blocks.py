@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from visparse.compile_bits import FULL, block_bits, dedupe, first_of, real_bits
+from visparse.compile_bits import FULL, block_bits, real_bits
+from visparse.distinct import distinct_rows, first_of
 from visparse.layout import Grid
 from visparse.patterns.base import Pattern
 
@@ -69,7 +70,7 @@ def _judge_each(
         whole = k_real[cols[part]][:, None].where(q_real[rows[part]][..., None], 0)
         full = (words == whole).flatten(1).all(1)
         masked = (words != 0).flatten(1).any(1) & ~full
-        distinct, index = dedupe(words[masked])
+        distinct, index = distinct_rows(words[masked])
         tile[part][full] = FULL
         tile[part][masked] = index + first_tile
         tiles.append(distinct)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from visparse.boxes_axis import cut_spans, masks_of, spans_of
-from visparse.compile_bits import CHUNK, FULL
+from visparse.compile_bits import FULL
+from visparse.distinct import scratch
 from visparse.layout import Grid
 from visparse.order import Tile
 from visparse_kernels.bits import pack_bits
@@ -76,7 +77,7 @@ def _tiles(axes: list[_Axis], kinds: Tensor) -> Tensor:
     for axis in axes:
         block_q, block_k = block_q * axis.masks.shape[1], block_k * axis.masks.shape[2]
     parts = [torch.zeros(0, block_q, block_k // 32, dtype=torch.int32, device=kinds.device)]
-    for part in kinds.split(max(1, CHUNK // (block_q * block_k))):
+    for part in kinds.split(max(1, scratch(kinds.device) // (block_q * block_k))):
         frames, height, width = (axis.masks for axis in axes)
         first = frames[part // (len(height) * len(width))][:, :, None, None, :, None, None]
         second = height[part // len(width) % len(height)][:, None, :, None, None, :, None]

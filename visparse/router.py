@@ -18,7 +18,7 @@ from visparse.route import LayerRoute, LayerStats
 from visparse.rules import ModelFingerprint
 from visparse.settings import Settings
 from visparse.steps import Clock
-from visparse_kernels import BlockLists, preferred_blocks
+from visparse_kernels import BlockLists, preferred_blocks, prefers_boxes
 
 _KEPT_LAYOUTS = 8
 
@@ -126,13 +126,16 @@ class Router:
         names = self.plan.names(layer, self.model.heads, stage)
         if names is None:
             return None
-        preferred = preferred_blocks(device, self.model.head_dim)
+        settings, preferred = self.settings, preferred_blocks(device, self.model.head_dim)
+        blocks = settings.block_q or preferred[0], settings.block_k or preferred[1]
+        fetched = settings.impl in ("auto", "gluon") and blocks == preferred and isinstance(settings.order, str)
         return compile_lists(
             [self.plan.patterns[name].resolve(layout.grid) for name in names],
             layout,
-            block_q=self.settings.block_q or preferred[0],
-            block_k=self.settings.block_k or preferred[1],
-            order=self.settings.order,
+            block_q=blocks[0],
+            block_k=blocks[1],
+            order=settings.order,
+            boxes=fetched and prefers_boxes(device, self.model.head_dim),
             device=device,
         )
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import visparse.compile_bits
+import visparse.distinct
 from visparse.compile import compile_lists
 from visparse.layout import Grid, Layout
 from visparse.order import Order, order_table
@@ -133,8 +133,8 @@ def test_density_of_a_large_grid_is_exact(order: str | Grid) -> None:
 
 def test_distinct_tiles_with_one_hash_stay_distinct(monkeypatch: pytest.MonkeyPatch) -> None:
     tiles = torch.randint(-5, 5, (40, 2, 1), dtype=torch.int32)
-    monkeypatch.setattr(visparse.compile_bits, "_hash", lambda flat: torch.zeros(len(flat), dtype=torch.int64))
-    distinct, index = visparse.compile_bits.dedupe(tiles)
+    monkeypatch.setattr(visparse.distinct, "_hash", lambda flat: torch.zeros(len(flat), dtype=torch.int64))
+    distinct, index = visparse.distinct.distinct_rows(tiles)
     assert torch.equal(distinct[index], tiles)
     assert len(distinct) == len(torch.unique(tiles, dim=0))
 
@@ -143,7 +143,7 @@ def test_small_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     layout = Layout((4, 7, 9), 2, 3)
     patterns = [Neighborhood(window=3), Radial(), Scattered()]
     whole = compile_lists(patterns, layout, block_q=16, block_k=32)
-    monkeypatch.setattr(visparse.compile_bits, "CHUNK", 1)
+    monkeypatch.setattr(visparse.distinct, "_SCRATCH", 1)
     parts = compile_lists([*patterns, Dense()], layout, block_q=16, block_k=32)
     assert torch.equal(parts.to_mask()[:3], whole.to_mask())
 

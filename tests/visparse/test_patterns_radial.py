@@ -84,6 +84,7 @@ def code_map(grid: Grid, decay: float, sink: bool, block: int) -> list[list[bool
         ((3, 5, 7), 1.0, True, 16),
         ((3, 5, 7), 1.0, False, 64),  # a block over two frames
         ((1, 9, 9), 1.0, True, 16),
+        ((5, 6, 12), 0.25, False, 32),  # the last frame begins in a block as others do, but its last block is short
     ],
 )
 def test_code(grid: Grid, decay: float, sink: bool, block: int) -> None:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from visparse.distinct import distinct_rows
 from visparse.layout import Grid
 from visparse.patterns.base import presence
 
@@ -54,8 +55,8 @@ def band_keep(q: Tensor, k: Tensor, grid: Grid, sink: bool) -> Tensor:
     Returns:
         bool [..., nq, nk].
     """
-    q_place, k_place = (at[..., 1] * grid[2] + at[..., 2] for at in (q, k))
-    reach = reach_table(grid, sink).to(q.device)[q[..., 0][..., None], k[..., 0][..., None, :]]
+    q_place, k_place = ((at[..., 1] * grid[2] + at[..., 2]).to(torch.int32) for at in (q, k))
+    reach = reach_table(grid, sink).to(q.device, torch.int32)[q[..., 0][..., None], k[..., 0][..., None, :]]
     return (q_place[..., None] - k_place[..., None, :]).abs() <= reach
 
 
@@ -72,40 +73,57 @@ def band_cover(q: Tensor, k: Tensor, grid: Grid, sink: bool) -> tuple[Tensor, Te
 def band_alike(q: Tensor, k: Tensor, rows: Tensor, cols: Tensor, grid: Grid, sink: bool) -> Tensor:
     """Number pairs of blocks so that equal numbers mean equal masks; see `Pattern.alike`.
 
-    The mask depends on the shapes of the blocks, on the shift between them and on the reach between their frames,
-    which is one number for most pairs; where it is not, the sets of frames stand for it.
+    The mask depends on the shapes of the blocks, on the shift between them, and on the reach between every frame of the
+    one and every frame of the other.
     """
     q_at, k_at = _extent(q, grid), _extent(k, grid)
-    shortest, furthest = _reach_range(q_at, k_at, grid, sink)
+    q_shape, k_shape = _shape(q, grid), _shape(k, grid)
+    reach = _reach_number(q_at.sets, k_at.sets, grid, sink)
     frame = grid[1] * grid[2]
-    numbered = torch.arange(furthest.numel(), device=q.device).view_as(furthest)
-    reach = torch.where(shortest == furthest, furthest + 1, numbered + frame + 1)
-    shift = k_at.first[cols] - q_at.first[rows] + frame
-    shape = q_at.shape[rows] * (int(k_at.shape.max()) + 1) + k_at.shape[cols]
-    return (shape * (int(reach.max()) + 1) + reach[q_at.which[rows], k_at.which[cols]]) * (2 * frame) + shift
+    shift = k[cols, 0] % frame - q[rows, 0] % frame + frame
+    shape = q_shape[rows] * len(k) + k_shape[cols]
+    return (shape * reach.numel() + reach[q_at.which[rows], k_at.which[cols]]) * (2 * frame) + shift
 
 
 class _Extent(NamedTuple):
-    """What the rule needs to know of blocks."""
+    """What the rule needs to know of blocks to bound them."""
 
     sets: Tensor  # bool [sets, frames], the distinct sets of frames
     which: Tensor  # int64 [n], set of frames of each block
     low: Tensor  # int64 [n], first place in row-major order inside a frame
     high: Tensor  # int64 [n], last place
-    first: Tensor  # int64 [n], place of the token in the first slot
-    shape: Tensor  # int64 [n], equal where blocks differ only by a shift
 
 
 def _extent(blocks: Tensor, grid: Grid) -> _Extent:
     frame = grid[1] * grid[2]
     tokens = torch.arange(prod(grid), device=blocks.device)
-    has = presence(blocks, tokens // frame, grid[0]).bool()
-    sets, which = torch.unique(has, dim=0, return_inverse=True)
-    at, place, padding = blocks // frame, blocks % frame, blocks < 0
-    shifted = (at - at[:, :1] + grid[0]) * 2 * frame + place - place[:, :1] + frame
-    _, shape = torch.unique(shifted.masked_fill(padding, -1), dim=0, return_inverse=True)
+    sets, which = distinct_rows(presence(blocks, tokens // frame, grid[0]).to(torch.int32))
+    place, padding = blocks % frame, blocks < 0
     low, high = place.masked_fill(padding, frame).amin(1), place.masked_fill(padding, -1).amax(1)
-    return _Extent(sets, which, low, high, place[:, 0], shape)
+    return _Extent(sets.bool(), which, low, high)
+
+
+def _shape(blocks: Tensor, grid: Grid) -> Tensor:
+    """Number blocks so that equal numbers mean equal but for a shift, int64 [n]."""
+    frame = grid[1] * grid[2]
+    at, place = blocks // frame, blocks % frame
+    shifted = (at - at[:, :1] + grid[0]) * 2 * frame + place - place[:, :1] + frame
+    return distinct_rows(shifted.masked_fill(blocks < 0, -1))[1]
+
+
+def _reach_number(q: Tensor, k: Tensor, grid: Grid, sink: bool) -> Tensor:
+    """Number pairs of sets of frames, int64 [q sets, k sets]; equal numbers mean equal reaches, frame by frame."""
+    reach = torch.nn.functional.pad(reach_table(grid, sink).to(q.device), (0, 1, 0, 1), value=-2)
+    q_frames, k_frames = _frames(q), _frames(k)
+    table = reach[q_frames[:, None, :, None], k_frames[None, :, None, :]]
+    return distinct_rows(table.flatten(0, 1))[1].view(len(q), len(k))
+
+
+def _frames(sets: Tensor) -> Tensor:
+    """List the frames of every set in ascending order, int64 [sets, most]; the number of frames is padding."""
+    frames = sets.shape[1]
+    at = torch.arange(frames, device=sets.device).where(sets, frames).sort(1).values
+    return at[:, : int(sets.sum(1).max())]
 
 
 def _reach_range(q: _Extent, k: _Extent, grid: Grid, sink: bool) -> tuple[Tensor, Tensor]:

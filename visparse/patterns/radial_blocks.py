@@ -51,25 +51,26 @@ def block_map(grid: Grid, decay: float, sink: bool, block: int) -> Tensor:
             f"block: the published code keeps nothing where a frame has at most a third of a block, got {frame} tokens "
             f"a frame (grid {grid}) and block {block}; use variant='paper' or a block below {frame * 3}"
         )
-    tokens = frames * frame
+    tokens, side = frames * frame, -(-frame // block)
     blocks = -(-tokens // block)
+    at = torch.arange(frames)
+    half_width = torch.tensor([_half_width(distance, frame, decay, block) for distance in range(frames)])
+    half_width = half_width[(at[:, None] - at[None]).abs()]
+    if sink:
+        half_width[:, 0] = frame
+    # Blocks of every frame: from the one that holds its first token, ``side`` of them, the last frame all that remain.
+    own = at[:, None] * frame // block + torch.arange(side + 1)
+    inside = torch.where(at[:, None] == frames - 1, own < blocks, torch.arange(side + 1) < side)
+    place = own * block - at[:, None] * frame  # in its frame, of a block's first slot
+    exist = (tokens - own * block).clamp(max=block)
+
+    rows, cols, pairs = place[:, None, :, None], place[None, :, None, :], half_width[:, :, None, None]
+    high = _columns(rows, cols, pairs, exist[:, None, :, None] // 3 + 1, frame, block)
+    some = _columns(rows, cols, pairs, torch.ones_like(rows), frame, block)
+    keep = (high * 5 > some * 3) & (pairs >= 0) & inside[:, None, :, None] & inside[None, :, None, :]
     kept = torch.eye(blocks, dtype=torch.bool)
-    shrunk: dict[tuple[int, int, int, int, int], Tensor] = {}
-    for i in range(frames):
-        for j in range(frames):
-            half_width = frame if sink and j == 0 else _half_width(abs(i - j), frame, decay, block)
-            if half_width < 0:
-                continue
-            row, row_offset = divmod(i * frame, block)
-            col, col_offset = divmod(j * frame, block)
-            side = -(-frame // block)
-            n_rows = blocks - row if i == frames - 1 else side
-            n_cols = blocks - col if j == frames - 1 else side
-            key = (half_width, row_offset, col_offset, n_rows, n_cols)
-            if key not in shrunk:
-                exist = (tokens - (row + torch.arange(n_rows)) * block).clamp(max=block)
-                shrunk[key] = _shrink(frame, half_width, row_offset, col_offset, exist, n_cols, block)
-            kept[row : row + n_rows, col : col + n_cols] |= shrunk[key]
+    i, j, row, col = keep.nonzero(as_tuple=True)
+    kept[own[i, row], own[j, col]] = True
     return kept
 
 
@@ -83,15 +84,21 @@ def _half_width(distance: int, frame: int, decay: float, block: int) -> int:
     return min(int(max(length * decay, block)), frame)
 
 
-def _shrink(
-    frame: int, half_width: int, row_offset: int, col_offset: int, exist: Tensor, n_cols: int, block: int
-) -> Tensor:
-    """Shrink the band of one pair of frames to blocks, bool [len(exist), n_cols]; `exist` counts rows per block."""
-    start = torch.arange(len(exist))[:, None] * block - row_offset
-    col = torch.arange(n_cols * block)[None] - col_offset
-    first = torch.maximum(start, col - half_width).clamp(min=0)
-    last = torch.minimum(start + block - 1, col + half_width).clamp(max=frame - 1)
-    rows = (last - first + 1).clamp(min=0) * ((col >= 0) & (col < frame))
-    rows = rows.view(len(exist), n_cols, block)
-    high = (rows * 3 > exist[:, None, None]).sum(-1)
-    return high * 5 > (rows > 0).sum(-1) * 3
+def _columns(rows: Tensor, cols: Tensor, half_width: Tensor, least: Tensor, frame: int, block: int) -> Tensor:
+    """Count the columns of blocks that at least ``least`` rows of the block keep.
+
+    A column keeps the rows at most ``half_width`` away, so those columns lie in one interval.
+
+    Args:
+        rows: int64, place in its frame of the first row of the block.
+        cols: int64, the same of the first column.
+        half_width: int64, of the band between the two frames, in tokens.
+        least: int64, rows.
+        frame: tokens of a frame.
+        block: tokens per block.
+    """
+    first, last = rows.clamp(min=0), (rows + block - 1).clamp(max=frame - 1)
+    low = torch.maximum(cols.clamp(min=0), first + least - 1 - half_width)
+    high = torch.minimum((cols + block - 1).clamp(max=frame - 1), last + half_width + 1 - least)
+    possible = (last - first + 1 >= least) & (2 * half_width + 1 >= least)
+    return (high - low + 1).clamp(min=0) * possible
