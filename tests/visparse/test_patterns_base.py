@@ -78,6 +78,14 @@ def test_fast_paths_agree_with_keep(pattern: Pattern, grid: Grid, q_tile: Grid |
         for code, table in factors:
             product_of_tables &= table[code][:, code]
         assert torch.equal(product_of_tables, kept)
+    axes = pattern.axes(grid)
+    if axes is not None:
+        by_axis = [table[at[:, axis]][:, at[:, axis]] for axis, table in enumerate(axes)]
+        assert torch.equal(by_axis[0] & by_axis[1] & by_axis[2], kept)
+    many = pattern.keep_blocks(at[:60].view(3, 20, 3), at[-90:].view(3, 30, 3), grid)
+    if many is not None:
+        one_by_one = [kept[20 * n : 20 * n + 20, len(at) - 90 + 30 * n :][:, :30] for n in range(3)]
+        assert torch.equal(many, torch.stack(one_by_one))
 
 
 def test_few_masks_of_the_band_are_evaluated() -> None:
