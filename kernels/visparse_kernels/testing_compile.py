@@ -35,6 +35,18 @@ class Compiled:
         return len(re.findall(rf"\b{instruction}\b", self.sass))
 
 
+def cannot_compile() -> str | None:
+    """Return why kernels cannot be compiled and read here, or None."""
+    try:
+        import triton
+    except ImportError as error:
+        return f"compiling needs the triton package ({error})"
+    if triton.knobs.runtime.interpret:
+        return "TRITON_INTERPRET=1 leaves nothing to compile"
+    missing = [name for name in ("ptxas", "cuobjdump", "nvdisasm") if not (tools() / name).exists()]
+    return f"this triton has no {missing[0]}" if missing else None
+
+
 def tools() -> Path:
     """Return the folder with the ptxas, cuobjdump and nvdisasm that Triton brings."""
     import triton

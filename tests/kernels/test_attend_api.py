@@ -23,7 +23,7 @@ def qkv(make_qkv):
 def op_arguments(q, k, v, lists, key_bias=None, impl="auto"):
     tables = (lists.head_group, lists.q_order, lists.k_order, lists.full_offsets, lists.full_indices)
     masked = (lists.partial_offsets, lists.partial_indices, lists.partial_tiles, lists.tiles)
-    return (q, k, v, key_bias, *tables, *masked, lists.block_q, lists.block_k, 0.25, impl)
+    return (q, k, v, key_bias, *tables, *masked, None, None, [], lists.block_q, lists.block_k, 0.25, impl)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -72,6 +72,7 @@ def test_choice_and_reasons(qkv, monkeypatch) -> None:
     monkeypatch.delenv("VISPARSE_IMPL", raising=False)
     q = qkv[0]
     assert [(name, usable) for name, usable, _ in explain(q, LISTS)] == [
+        ("gluon", False),
         ("triton", False),
         ("cpu", True),
         ("reference", True),
@@ -86,7 +87,7 @@ def test_choice_and_reasons(qkv, monkeypatch) -> None:
 
 def test_asked_for_by_name_there_is_no_fallback(qkv, monkeypatch) -> None:
     q, k, v = qkv
-    with pytest.raises(ValueError, match=r"'cpu' cannot serve .*\(triton: .*cpu: needs fp32.*reference: can"):
+    with pytest.raises(ValueError, match=r"'cpu' cannot serve .*\(gluon: .*triton: .*cpu: needs fp32.*reference: can"):
         attend(q.double(), k.double(), v.double(), LISTS, impl="cpu")
     monkeypatch.setenv("VISPARSE_IMPL", "triton")
     with pytest.raises(ValueError, match=r"'triton' cannot serve this case.*needs tensors on a CUDA device, got cpu"):
@@ -95,7 +96,9 @@ def test_asked_for_by_name_there_is_no_fallback(qkv, monkeypatch) -> None:
 
 def test_environment_variables(monkeypatch) -> None:
     monkeypatch.setenv("VISPARSE_IMPL", "fast")
-    with pytest.raises(ValueError, match="VISPARSE_IMPL: wanted one of auto, reference, cpu, triton, got 'fast'"):
+    with pytest.raises(
+        ValueError, match="VISPARSE_IMPL: wanted one of auto, reference, cpu, triton, gluon, got 'fast'"
+    ):
         impl_from_env()
     monkeypatch.setenv("VISPARSE_CHECK", "yes")
     with pytest.raises(ValueError, match="VISPARSE_CHECK: wanted one of 0, 1, got 'yes'"):
@@ -171,7 +174,7 @@ def test_import_needs_no_triton_and_starts_no_cuda() -> None:
         "lists = random_lists(q_len=8, k_len=8, block_q=8, block_k=32, head_group=[0])\n"
         "q = torch.zeros(1, 8, 1, 8)\n"
         "assert vk.attend(q, q, q, lists).shape == q.shape\n"
-        "name, usable, reason = vk.explain(q, lists)[0]\n"
+        "name, usable, reason = vk.explain(q, lists)[1]\n"
         "assert (name, usable) == ('triton', False) and 'needs the triton package' in reason, reason\n"
         "assert not torch.cuda.is_initialized()\n"
     )

@@ -112,7 +112,7 @@ def choose(q: Tensor, lists: BlockLists, impl: str = "auto") -> str:
     """
     name = env.impl_from_env() if impl == "auto" else impl
     if name == "auto":
-        return next(candidate for candidate, usable, _ in explain(q, lists) if usable)
+        return next(candidate for candidate in _CANDIDATES if _reason(candidate, q, lists) is None)
     if _reason(name, q, lists) is not None:
         every = "; ".join(f"{n}: {reason}" for n, _, reason in explain(q, lists))
         raise ValueError(f"impl: {name!r} cannot serve this case; choose another or impl='auto' ({every})")

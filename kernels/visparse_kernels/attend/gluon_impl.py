@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,7 +21,9 @@ _BLOCK_K = 128
 _DTYPES = (torch.bfloat16, torch.float16)
 
 
-def _missing() -> str | None:
+@cache
+def missing() -> str | None:
+    """Return why Gluon cannot be used here, whatever the GPU, or None."""
     try:
         import triton
     except ImportError as error:
@@ -40,19 +43,16 @@ def _missing() -> str | None:
     return None
 
 
-_MISSING: str | None = _missing()
-
-
 def can_run(device: torch.device, dtype: torch.dtype, head_dim: int, block_q: int, block_k: int) -> str | None:
     """Return why this implementation cannot serve a case, or None."""
-    if _MISSING is not None:
-        return _MISSING
     if device.type != "cuda":
         return f"needs tensors on a CUDA device, got {device.type}"
+    if (why := missing()) is not None:
+        return why
     if not torch.cuda.is_available():
         return "needs a GPU, and PyTorch finds none"
-    if torch.cuda.get_device_capability(device) != (9, 0):
-        major, minor = torch.cuda.get_device_capability(device)
+    if _capability(device) != (9, 0):
+        major, minor = _capability(device)
         return f"needs a Hopper GPU (compute capability 9.0), got {major}.{minor}"
     if dtype not in _DTYPES:
         return f"needs bf16 or fp16, got {dtype}"
@@ -90,7 +90,7 @@ def run(
     if program.skipped:
         out.zero_()
         lse.fill_(-torch.inf)
-    bias = None if key_bias is None else bias_by_slot(key_bias, lists, batch)
+    bias = None if key_bias is None else bias_by_slot(key_bias, lists)
     q, k, v = (fetchable(x) for x in (q, k, v))
     with torch.cuda.device_of(q):
         for part in program.parts:
@@ -140,14 +140,15 @@ def launch(
     q_part, q_step = split(part.q_box, groups)
     n_tiles = batch * len(part.heads) * lists.n_q
     counter = torch.zeros(1, dtype=torch.int32, device=q.device)
-    tensors = ((q, 64, q_part), (k, _BLOCK_K, part.k_box), (v, _BLOCK_K, part.k_box), (out, 64, q_part))
     arguments = (
-        *(descriptor for x, rows, box in tensors for descriptor in descriptors(x, rows, box, grid, first)),
-        tiles_descriptor(program.tiles),
+        *descriptors(q, 64 if part.q_runs else None, q_part, grid, first),
+        *descriptors(k, _BLOCK_K if part.k_runs else None, part.k_box, grid, first),
+        *descriptors(v, _BLOCK_K if part.k_runs else None, part.k_box, grid, first),
+        *descriptors(out, 64 if part.q_runs else None, q_part, grid, first),
+        words_descriptor(program.tiles, 64) if part.masked else None,
+        None if bias is None else words_descriptor(bias, _BLOCK_K // 4),
         out,
         lse,
-        lse if bias is None else bias,
-        *((0, 0, 0) if bias is None else bias.stride()[:3]),
         program.offsets,
         program.unmasked,
         part.heads,
@@ -160,6 +161,8 @@ def launch(
         program.q_starts.shape[1] if len(program.q_starts) > 1 else 0,
         lists.q_order,
         lists.q_order.shape[1] if len(lists.q_order) > 1 else 0,
+        *((0, 0, 0) if bias is None else bias_steps(bias)),
+        lists.n_k,
         counter,
         n_tiles,
         lists.n_q,
@@ -201,49 +204,52 @@ def heads_inside(x: Tensor) -> bool:
     return x.shape[2] == 1 or x.stride(2) == x.shape[3]
 
 
-def descriptors(x: Tensor, rows: int, box: Box | None, grid: Box, first: int) -> tuple[Any, Any]:
-    """Describe a tensor to TMA twice: as rows of tokens, and as a grid.
+def descriptors(x: Tensor, rows: int | None, box: Box | None, grid: Box, first: int) -> tuple[Any, Any]:
+    """Describe a tensor to TMA as rows of tokens, and as a grid.
 
     Args:
         x: [B, S, H, D], as `fetchable` gives it.
-        rows: tokens of a run.
-        box: (frames, height, width) of a box; None: there are none, and the second is the first.
+        rows: tokens of a run; None: there are no runs.
+        box: (frames, height, width) of a box; None: there are no boxes.
         grid: (frames, height, width), in tokens.
         first: token at which the grid begins.
 
     Returns:
-        Descriptors of ``[outer, S, inner]`` and ``[outer, frames, height, width, inner]``: outer and inner are batch
-        and heads * head_dim, or batch * heads and head_dim.
+        Descriptors of ``[outer, S, inner]`` and ``[outer, frames, height, width, inner]``, or None: outer and inner
+        are batch and heads * head_dim, or batch * heads and head_dim.
     """
-    from triton.experimental.gluon import language as gl
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
     batch, length, heads, head_dim = x.shape
     inside = heads_inside(x)
     outer, inner = (batch, heads * head_dim) if inside else (batch * heads, head_dim)
     outer_step, step = x.stride(0) if inside else x.stride(2), x.stride(1)
-    outer_step = max(outer_step, inner) if outer == 1 else outer_step
+    if outer == 1:
+        outer_step = step * length
+    runs = boxes = None
+    if rows is not None:
+        strides = [outer_step, step, 1]
+        runs = TensorDescriptor(x, [outer, length, inner], strides, [1, rows, head_dim], _layout(3))
+    if box is not None:
+        _, height, width = grid
+        strides = [outer_step, height * width * step, width * step, step, 1]
+        boxes = TensorDescriptor(x[:, first:], [outer, *grid, inner], strides, [1, *box, head_dim], _layout(5))
+    return runs, boxes
 
-    def layout(rank: int) -> Any:
-        return gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=rank)
 
-    runs = TensorDescriptor(x, [outer, length, inner], [outer_step, step, 1], [1, rows, head_dim], layout(3))
-    if box is None:
-        return runs, runs
-    _, height, width = grid
-    base = x[:, first:]
-    shape, strides = [outer, *grid, inner], [outer_step, height * width * step, width * step, step, 1]
-    return runs, TensorDescriptor(base, shape, strides, [1, *box, head_dim], layout(5))
-
-
-def tiles_descriptor(tiles: Tensor) -> Any:
-    """Describe the masks int32 [n, block_q, 4] to TMA, 64 queries at a time."""
+@cache
+def _layout(rank: int, swizzle: int = 128, bits: int = 16) -> Any:
     from triton.experimental.gluon import language as gl
+
+    return gl.NVMMASharedLayout(swizzle_byte_width=swizzle, element_bitwidth=bits, rank=rank)
+
+
+def words_descriptor(words: Tensor, rows: int) -> Any:
+    """Describe contiguous 32-bit words (masks, or a bias) to TMA as rows of four, some rows at a time."""
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    rows = max(64, tiles.shape[0] * tiles.shape[1])
-    layout = gl.NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=32, rank=2)
-    return TensorDescriptor(tiles, [rows, 4], [4, 1], [64, 4], layout)
+    words = words.view(-1, 4)
+    return TensorDescriptor(words, list(words.shape), [4, 1], [rows, 4], _layout(2, swizzle=0, bits=32))
 
 
 def split(box: Box | None, groups: int) -> tuple[Box | None, Box]:
@@ -271,23 +277,30 @@ def split(box: Box | None, groups: int) -> tuple[Box | None, Box]:
     return (part[0], part[1], part[2]), tuple(side if i == axis else 0 for i, side in enumerate(part))  # type: ignore[return-value]
 
 
-def bias_by_slot(key_bias: Tensor, lists: BlockLists, batch: int) -> Tensor:
+def bias_by_slot(key_bias: Tensor, lists: BlockLists) -> Tensor:
     """Lay a bias [B or 1, H or 1, Sk] out by key slots, in logarithms to the base 2.
 
     Returns:
-        fp32 [B, H, G, slots], expanded, not copied, along axes of 1; padding is -inf.
+        fp32 [B or 1, H or 1, G or 1, slots], contiguous; padding is -inf.
     """
     order = lists.k_order.long()
     bias = key_bias.float()[:, :, order.clamp(min=0)] * math.log2(math.e)
-    return bias.masked_fill(order < 0, -torch.inf).expand(batch, lists.heads, lists.groups, -1)
+    return bias.masked_fill(order < 0, -torch.inf).contiguous()
 
 
-_counts: dict[torch.device, int] = {}
+def bias_steps(bias: Tensor) -> tuple[int, int, int]:
+    """Rows from one batch row, head and group to the next in what `bias_by_slot` returns; 0 where they share a row."""
+    batch, heads, groups, _ = bias.shape
+    return (heads * groups if batch > 1 else 0, groups if heads > 1 else 0, 1 if groups > 1 else 0)
 
 
+@cache
 def _multiprocessors(device: torch.device) -> int:
     if device.type != "cuda":
         return 132  # compiling without a GPU, for the one whose kernel this is
-    if device not in _counts:
-        _counts[device] = torch.cuda.get_device_properties(device).multi_processor_count
-    return _counts[device]
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)

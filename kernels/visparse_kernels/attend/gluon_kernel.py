@@ -12,8 +12,8 @@ run on across tiles, so the keys of the next tile arrive during the epilogue of 
 Q slot of its own tile and stored by TMA.
 
 A list entry holds where its key block starts, packed in 64 bits, and the number of its mask; see `gluon_program`. The
-masked entries of a row come last. Their masks, the bit tiles of `BlockLists`, arrive with the keys, and each thread
-reads the bits of the scores that it holds.
+masked entries of a row come last. Their masks, the bit tiles of `BlockLists`, arrive with the keys, and so does a
+bias; each thread reads what belongs to the scores that it holds.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -63,9 +63,19 @@ def hide(scores, words):
     b = gl.arange(0, 2, B)[None, None, None, None, :]
     words = gl.convert_layout(words, WORDS, assert_trivial=True)
     own = words[:, :, None, None, None] >> (2 * c)
-    kept = ((own >> (8 * j + b)) & 1).reshape([ROWS, BLOCK_K])
-    kept = gl.convert_layout(kept, scores.type.layout, assert_trivial=True)
-    return gl.where(kept != 0, scores, -INFINITY)
+    bit = 1 << (8 * j + b)
+    own, bit = gl.broadcast(own, bit)
+    own = gl.convert_layout(own.reshape([ROWS, BLOCK_K]), scores.type.layout, assert_trivial=True)
+    bit = gl.convert_layout(bit.reshape([ROWS, BLOCK_K]), scores.type.layout, assert_trivial=True)
+    # in assembly, because LLVM would gather the comparisons into vectors of bits first, at twice the cost
+    return gl.inline_asm_elementwise(
+        "{ .reg .pred p; .reg .b32 t; and.b32 t, $2, $3; setp.ne.b32 p, t, 0; selp.f32 $0, $1, 0fFF800000, p; }",
+        "=f,f,r,r",
+        [scores, own, bit],
+        dtype=gl.float32,
+        is_pure=True,
+        pack=1,
+    )
 
 
 @gluon.jit
@@ -79,7 +89,7 @@ def step(slot, phase, SLOTS: gl.constexpr):
 def tile_at(number, work, sizes):
     """Where tile ``number`` is: batch row, head, group, query block; its first entry, how many, how many unmasked."""
     offsets, unmasked, heads, groups = work
-    n_tiles, n_q, n_served, _ = sizes
+    n_tiles, n_q, n_served = sizes[0], sizes[1], sizes[2]
     number = gl.minimum(number, n_tiles - 1)
     block = number % n_q
     rest = number // n_q
@@ -114,24 +124,27 @@ def fetch(
 
 @gluon.jit
 def produce(
-    tensors, rings, barriers, work, entries, sizes, counter, SHAPE: gl.constexpr, FEATURES: gl.constexpr,
+    tensors, rings, barriers, work, entries, bias_steps, sizes, counter, SHAPE: gl.constexpr, FEATURES: gl.constexpr,
 ):  # fmt: skip
     """The producer warp: draw tiles from the counter, and keep the rings full."""
-    q_runs, q_boxes, k_runs, k_boxes, v_runs, v_boxes, tiles = tensors
-    q_ring, k_ring, v_ring, mask_ring, mail = rings
+    q_runs, q_boxes, k_runs, k_boxes, v_runs, v_boxes, tiles, bias = tensors
+    q_ring, k_ring, v_ring, mask_ring, bias_ring, mail = rings
     q_full, q_empty, k_full, k_empty, v_full, v_empty, mail_full, mail_empty = barriers
-    starts, masks, q_starts, _, q_step = entries
+    starts, masks, blocks, q_starts, _q_whole, q_step = entries
+    bias_b, bias_h, bias_g, n_k = bias_steps
     GROUPS: gl.constexpr = SHAPE[0]
     HEAD_DIM: gl.constexpr = SHAPE[1]
     STAGES: gl.constexpr = SHAPE[2]
     Q_STEP: gl.constexpr = SHAPE[3]
     MASKED: gl.constexpr = FEATURES[0]
+    HAS_BIAS: gl.constexpr = FEATURES[1]
     RUNS: gl.constexpr = FEATURES[2]
     BOXES: gl.constexpr = FEATURES[3]
     INNER: gl.constexpr = FEATURES[4]
     ONE: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
     Q_BYTES: gl.constexpr = GROUPS * ROWS * HEAD_DIM * 2
-    K_BYTES: gl.constexpr = BLOCK_K * HEAD_DIM * 2
+    V_BYTES: gl.constexpr = BLOCK_K * HEAD_DIM * 2
+    K_BYTES: gl.constexpr = V_BYTES + (BLOCK_K * 4 if HAS_BIAS else 0)
     MASK_BYTES: gl.constexpr = GROUPS * ROWS * 16
     stage = 0
     phase = 1
@@ -141,6 +154,7 @@ def produce(
     batch, head, group, block, first, count, plain = tile_at(number, work, sizes)
     ahead = gl.load(starts + first)
     mask_ahead = gl.load(masks + first)
+    block_ahead = gl.load(blocks + first)
     q_ahead = gl.load(q_starts + group * q_step + block)
     while number < sizes[0]:
         n = gl.maximum(count, 1)
@@ -148,6 +162,7 @@ def produce(
         here_batch = batch
         here_head = head
         here_plain = plain
+        bias_row = batch * bias_b + head * bias_h + group * bias_g
         q_start = q_ahead
 
         number = gl.atomic_add(counter, 1, sem="relaxed") + gl.num_programs(0)
@@ -181,12 +196,16 @@ def produce(
                     mbarrier.expect(k_full.index(stage), K_BYTES)
             else:
                 mbarrier.expect(k_full.index(stage), K_BYTES)
+            if HAS_BIAS:
+                at = (bias_row * n_k + block_ahead) * (BLOCK_K // 4)
+                tma.async_copy_global_to_shared(bias, (at, 0), k_full.index(stage), bias_ring.index(stage))
+                block_ahead = gl.load(blocks + here_first + gl.minimum(i + 1, n - 1))
             fetch(
                 k_runs, k_boxes, k_ring.index(stage), k_full.index(stage), start, (0, 0, 0, 0),
                 here_batch, here_head, sizes[3], HEAD_DIM, INNER[1], RUNS[1], BOXES[1],
             )  # fmt: skip
             mbarrier.wait(v_empty.index(stage), phase)
-            mbarrier.expect(v_full.index(stage), K_BYTES)
+            mbarrier.expect(v_full.index(stage), V_BYTES)
             fetch(
                 v_runs, v_boxes, v_ring.index(stage), v_full.index(stage), start, (0, 0, 0, 0),
                 here_batch, here_head, sizes[3], HEAD_DIM, INNER[2], RUNS[1], BOXES[1],
@@ -194,35 +213,91 @@ def produce(
             stage, phase = step(stage, phase, STAGES)
         ahead = gl.load(starts + first)
         mask_ahead = gl.load(masks + first)
+        block_ahead = gl.load(blocks + first)
         q_ahead = gl.load(q_starts + group * q_step + block)
         slot, slot_phase = step(slot, slot_phase, 2)
 
 
 @gluon.jit
-def weigh(scores, top, words, masked, bias, factor, MASKED: gl.constexpr, HAS_BIAS: gl.constexpr):
+def weigh(scores, top, words, bias, factor, MASKED: gl.constexpr, CAREFUL: gl.constexpr, HAS_BIAS: gl.constexpr):
     """Softmax of one key block: weights, their sums, and the largest logits of each query so far, to the base 2."""
     if HAS_BIAS:
-        scores = scores * factor + bias[None, :]
+        added = bias.load(bias_layout()).reshape([BLOCK_K])
+        added = gl.convert_layout(added, gl.SliceLayout(0, scores.type.layout), assert_trivial=True)
+        scores = scores * factor + added[None, :]
         factor = 1.0
     if MASKED:
-        if masked:
-            scores = hide(scores, words)
+        scores = hide(scores, words)
     top = gl.maximum(top, gl.max(scores, 1) * factor)
     pivot = top
-    if MASKED or HAS_BIAS:  # a query that has seen nothing so far
+    if CAREFUL:  # a query may have seen nothing so far
         pivot = gl.where(top == -INFINITY, 0.0, top)
     weights = gl.exp2(scores * factor - pivot[:, None])
     return weights, gl.sum(weights, 1), top, pivot
 
 
 @gluon.jit
-def key_bias(bias, blocks, entry, HAS_BIAS: gl.constexpr, COLUMNS: gl.constexpr):
-    """Load the bias [128] of the key block of one entry."""
-    if HAS_BIAS:
-        value = gl.load(bias + gl.load(blocks + entry).to(gl.int64) * BLOCK_K + gl.arange(0, BLOCK_K, COLUMNS))
+def pack(weights, DTYPE: gl.constexpr):
+    """Round weights [64, 128] to 16 bits, two in an int32 [64, 64]: loops cut 16-bit values in halves."""
+    low, high = gl.split(weights.reshape([ROWS, BLOCK_K // 2, 2]))
+    if gl.bfloat16 == DTYPE:
+        CODE: gl.constexpr = "cvt.rn.bf16x2.f32 $0, $2, $1;"
     else:
-        value = 0.0
-    return value
+        CODE: gl.constexpr = "cvt.rn.f16x2.f32 $0, $2, $1;"
+    return gl.inline_asm_elementwise(CODE, "=r,f,f", [low, high], dtype=gl.int32, is_pure=True, pack=1)
+
+
+@gluon.jit
+def unpack(packed, DTYPE: gl.constexpr, SUMS: gl.constexpr):
+    """Undo `pack`, as the left side of a product with sums in a layout; moves no data."""
+    low = packed.to(gl.int16).to(DTYPE, bitcast=True)
+    high = (packed >> 16).to(gl.int16).to(DTYPE, bitcast=True)
+    return gl.convert_layout(gl.join(low, high).reshape([ROWS, BLOCK_K]), gl.DotOperandLayout(0, SUMS, 2))
+
+
+@gluon.constexpr_function
+def bias_layout():
+    """Layout [32, 4] in which a thread reads the bias of the columns of a 64 x 128 accumulator that it holds."""
+    registers = [[0, 1], [2, 0], [4, 0], [8, 0], [16, 0]]
+    lanes = [[0, 2], [1, 0], [0, 0], [0, 0], [0, 0]]
+    return gl.DistributedLinearLayout(registers, lanes, [[0, 0], [0, 0]], [], [32, 4])
+
+
+@gluon.jit
+def visit(
+    q, rings, barriers, stage, phase, top, total, sums, packed, scale, zeros,
+    GROUP: gl.constexpr, SHAPE: gl.constexpr, MASKED: gl.constexpr, HAS_BIAS: gl.constexpr,
+):  # fmt: skip
+    """One key block: Q K^T of this one beside P V of the one before, which ``packed`` holds; then the softmax."""
+    k_ring, v_ring, mask_ring, bias_ring = rings[1], rings[2], rings[3], rings[4]
+    k_full, k_empty, v_full, v_empty = barriers[2], barriers[3], barriers[4], barriers[5]
+    DTYPE: gl.constexpr = k_ring.dtype
+    SUMS: gl.constexpr = sums.type.layout
+    v_stage = stage
+    v_phase = phase
+    stage, phase = step(stage, phase, SHAPE[2])
+    p = unpack(packed, DTYPE, SUMS)
+    mbarrier.wait(k_full.index(stage), phase)
+    scores = warpgroup_mma(q, k_ring.index(stage).permute((1, 0)), zeros, use_acc=False, is_async=True)
+    mbarrier.wait(v_full.index(v_stage), v_phase)
+    sums = warpgroup_mma(p, v_ring.index(v_stage), sums, is_async=True)
+    scores = warpgroup_mma_wait(1, [scores])
+    words = 0
+    if MASKED:
+        words = mask_ring.index(stage * SHAPE[0] + GROUP).load(words_layout())
+    if not HAS_BIAS:
+        mbarrier.arrive(k_empty.index(stage), count=1)
+    before = top
+    bias = bias_ring.index(stage)
+    weights, more, top, pivot = weigh(scores, top, words, bias, scale, MASKED, MASKED or HAS_BIAS, HAS_BIAS)
+    if HAS_BIAS:  # which has been read by now
+        mbarrier.arrive(k_empty.index(stage), count=1)
+    shrink = gl.exp2(before - pivot)
+    total = total * shrink + more
+    sums = warpgroup_mma_wait(0, [sums])
+    mbarrier.arrive(v_empty.index(v_stage), count=1)
+    sums = sums * gl.convert_layout(shrink, gl.SliceLayout(1, SUMS))[:, None]
+    return stage, phase, top, total, sums, pack(weights, DTYPE)
 
 
 @gluon.jit
@@ -232,12 +307,11 @@ def consume(
 ):  # fmt: skip
     """One consumer warpgroup: 64 queries of every tile."""
     o_runs, o_boxes, out, lse = outputs
-    q_ring, k_ring, v_ring, mask_ring, mail = rings
+    q_ring, k_ring, v_ring, mask_ring, bias_ring, mail = rings
     q_full, q_empty, k_full, k_empty, v_full, v_empty, mail_full, mail_empty = barriers
-    entries, biases, lengths = lists
-    bias, bias_b, bias_h, bias_g, blocks = biases
+    entries, lengths = lists
     q_order, q_order_step, q_len = lengths
-    _, _, q_starts, q_whole, q_step = entries
+    q_starts, q_whole, q_step = entries[3], entries[4], entries[5]
     n_heads = sizes[3]
     GROUPS: gl.constexpr = SHAPE[0]
     HEAD_DIM: gl.constexpr = SHAPE[1]
@@ -251,10 +325,8 @@ def consume(
         version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, BLOCK_K, 16]
     )
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, HEAD_DIM, 16])
-    WEIGHTS: gl.constexpr = gl.DotOperandLayout(0, SUMS, 2)
     SCORE_ROWS: gl.constexpr = gl.SliceLayout(1, SCORES)
     SUM_ROWS: gl.constexpr = gl.SliceLayout(1, SUMS)
-    COLUMNS: gl.constexpr = gl.SliceLayout(0, SCORES)
     WORDS: gl.constexpr = words_layout()
     ONE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     BLOCK_Q: gl.constexpr = GROUPS * ROWS
@@ -265,71 +337,58 @@ def consume(
     slot = 0
     slot_phase = 0
     number = gl.program_id(0)
-    batch, head, group, block, first, count, plain = tile_at(number, work, sizes)
+    batch, head, group, block, _first, count, plain = tile_at(number, work, sizes)
     started = False
     while number < sizes[0]:
         here_batch = batch
         here_head = head
         here_group = group
         here_block = block
-        here = first
         n_real = count
         n_plain = plain
         n = gl.maximum(count, 1)
         mbarrier.wait(mail_full.index(slot), slot_phase)
         number = gl.max(mail.index(slot).load(ONE), 0)
         mbarrier.arrive(mail_empty.index(slot), count=1)
-        batch, head, group, block, first, count, plain = tile_at(number, work, sizes)
+        batch, head, group, block, _first, count, plain = tile_at(number, work, sizes)
 
-        own_bias = bias
-        if HAS_BIAS:
-            own_bias += here_batch.to(gl.int64) * bias_b + here_head.to(gl.int64) * bias_h
-            own_bias += here_group.to(gl.int64) * bias_g
-        added = key_bias(own_bias, blocks, here, HAS_BIAS, COLUMNS)
         q = q_ring.index(slot * GROUPS + GROUP)
         mbarrier.wait(q_full.index(slot), slot_phase)
         mbarrier.wait(k_full.index(stage), phase)
         scores = warpgroup_mma(q, k_ring.index(stage).permute((1, 0)), zeros, use_acc=False, is_async=True)
-        words = 0
-        if MASKED:
-            words = mask_ring.index(stage * GROUPS + GROUP).load(WORDS)
         scores = warpgroup_mma_wait(0, [scores])
-        mbarrier.arrive(k_empty.index(stage), count=1)
+        if MASKED:
+            if n_plain == 0:
+                scores = hide(scores, mask_ring.index(stage * GROUPS + GROUP).load(WORDS))
         top = gl.full([ROWS], -INFINITY, gl.float32, SCORE_ROWS)
-        weights, total, top, pivot = weigh(scores, top, words, n_plain == 0, added, scale, MASKED, HAS_BIAS)
-        packed = gl.convert_layout(weights.to(DTYPE), WEIGHTS)
+        softmax = weigh(scores, top, 0, bias_ring.index(stage), scale, False, MASKED or HAS_BIAS, HAS_BIAS)
+        mbarrier.arrive(k_empty.index(stage), count=1)
+        packed, total, top = pack(softmax[0], DTYPE), softmax[1], softmax[2]
         # the output of the tile before this one has left its slot of the Q ring by now
         tma.store_wait(0)
         mbarrier.arrive(q_empty.index(slot ^ 1), count=1, pred=started)
         started = True
         sums = gl.zeros([ROWS, HEAD_DIM], gl.float32, SUMS)
-        for i in range(1, n):
-            v_stage = stage
-            v_phase = phase
-            stage, phase = step(stage, phase, STAGES)
-            added = key_bias(own_bias, blocks, here + i, HAS_BIAS, COLUMNS)
-            mbarrier.wait(k_full.index(stage), phase)
-            scores = warpgroup_mma(q, k_ring.index(stage).permute((1, 0)), zeros, use_acc=False, is_async=True)
-            mbarrier.wait(v_full.index(v_stage), v_phase)
-            sums = warpgroup_mma(packed, v_ring.index(v_stage), sums, is_async=True)
-            if MASKED:
-                words = mask_ring.index(stage * GROUPS + GROUP).load(WORDS)
-            scores = warpgroup_mma_wait(1, [scores])
-            mbarrier.arrive(k_empty.index(stage), count=1)
-            before = top
-            weights, more, top, pivot = weigh(scores, top, words, i >= n_plain, added, scale, MASKED, HAS_BIAS)
-            shrink = gl.exp2(before - pivot)
-            total = total * shrink + more
-            sums = warpgroup_mma_wait(0, [sums])
-            mbarrier.arrive(v_empty.index(v_stage), count=1)
-            sums = sums * gl.convert_layout(shrink, SUM_ROWS)[:, None]
-            packed = gl.convert_layout(weights.to(DTYPE), WEIGHTS)
+        masked_from = n
+        if MASKED:
+            masked_from = gl.maximum(n_plain, 1)
+        for _i in range(1, masked_from):
+            stage, phase, top, total, sums, packed = visit(
+                q, rings, barriers, stage, phase, top, total, sums, packed, scale, zeros,
+                GROUP, SHAPE, False, HAS_BIAS,
+            )  # fmt: skip
+        if MASKED:
+            for _i in range(masked_from, n):
+                stage, phase, top, total, sums, packed = visit(
+                    q, rings, barriers, stage, phase, top, total, sums, packed, scale, zeros,
+                    GROUP, SHAPE, True, HAS_BIAS,
+                )  # fmt: skip
         start = gl.load(q_starts + here_group * q_step + here_block)
         whole = gl.load(q_whole + here_group * q_step + here_block) != 0
         order = q_order + here_group * q_order_step + here_block * BLOCK_Q + GROUP * ROWS
         token = gl.load(order + gl.arange(0, ROWS, SCORE_ROWS))
         mbarrier.wait(v_full.index(stage), phase)
-        sums = warpgroup_mma(packed, v_ring.index(stage), sums, is_async=True)
+        sums = warpgroup_mma(unpack(packed, DTYPE, SUMS), v_ring.index(stage), sums, is_async=True)
         sums = warpgroup_mma_wait(0, [sums])
         mbarrier.arrive(v_empty.index(stage), count=1)
         stage, phase = step(stage, phase, STAGES)
@@ -366,14 +425,15 @@ def consume(
 
 @gluon.jit
 def rings_of(DTYPE: gl.constexpr, GROUPS: gl.constexpr, HEAD_DIM: gl.constexpr, STAGES: gl.constexpr):
-    """Shared memory of Q, K, V and masks, and the mailbox through which the producer tells which tile is next."""
+    """Shared memory of Q, K, V, masks and bias, and the mailbox through which the producer tells which tile is next."""
     SWIZZLE: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     q = gl.allocate_shared_memory(DTYPE, [2 * GROUPS, ROWS, HEAD_DIM], SWIZZLE)
     k = gl.allocate_shared_memory(DTYPE, [STAGES, BLOCK_K, HEAD_DIM], SWIZZLE)
     v = gl.allocate_shared_memory(DTYPE, [STAGES, BLOCK_K, HEAD_DIM], SWIZZLE)
     masks = gl.allocate_shared_memory(gl.int32, [STAGES * GROUPS, ROWS, 4], gl.NVMMASharedLayout(0, 32, 2))
+    bias = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_K // 4, 4], gl.NVMMASharedLayout(0, 32, 2))
     mail = gl.allocate_shared_memory(gl.int32, [2, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    return q, k, v, masks, mail
+    return q, k, v, masks, bias, mail
 
 
 @gluon.jit
@@ -389,13 +449,14 @@ def barriers_of(SLOTS: gl.constexpr, GROUPS: gl.constexpr):
 
 @gluon.jit(
     do_not_specialize=[
-        "n_tiles", "n_q", "n_served", "n_heads", "q_len", "q_starts_step", "q_order_step", "bias_b", "bias_h", "bias_g",
+        "n_tiles", "n_q", "n_k", "n_served", "n_heads", "q_len", "q_starts_step", "q_order_step",
+        "bias_b", "bias_h", "bias_g",
     ]
 )  # fmt: skip
 def attend_kernel(
-    q_runs, q_boxes, k_runs, k_boxes, v_runs, v_boxes, o_runs, o_boxes, tiles, out, lse, bias, bias_b, bias_h, bias_g,
+    q_runs, q_boxes, k_runs, k_boxes, v_runs, v_boxes, o_runs, o_boxes, tiles, bias, out, lse,
     offsets, unmasked, heads, groups, starts, masks, blocks, q_starts, q_whole, q_starts_step, q_order, q_order_step,
-    counter, n_tiles, n_q, n_served, n_heads, q_len, scale,
+    bias_b, bias_h, bias_g, n_k, counter, n_tiles, n_q, n_served, n_heads, q_len, scale,
     SHAPE: gl.constexpr, FEATURES: gl.constexpr, REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """All tiles of one launch; `gluon_impl.launch` says what the arguments are.
@@ -406,26 +467,26 @@ def attend_kernel(
     """
     DTYPE: gl.constexpr = out.dtype.element_ty
     GROUPS: gl.constexpr = SHAPE[0]
-    q_ring, k_ring, v_ring, mask_ring, mail = rings_of(DTYPE, GROUPS, SHAPE[1], SHAPE[2])
+    q_ring, k_ring, v_ring, mask_ring, bias_ring, mail = rings_of(DTYPE, GROUPS, SHAPE[1], SHAPE[2])
     q_full, q_empty = barriers_of(2, GROUPS)
     k_full, k_empty = barriers_of(SHAPE[2], GROUPS)
     v_full, v_empty = barriers_of(SHAPE[2], GROUPS)
     mail_full, mail_empty = barriers_of(2, GROUPS)
-    tensors = (q_runs, q_boxes, k_runs, k_boxes, v_runs, v_boxes, tiles)
+    tensors = (q_runs, q_boxes, k_runs, k_boxes, v_runs, v_boxes, tiles, bias)
     outputs = (o_runs, o_boxes, out, lse)
-    rings = (q_ring, k_ring, v_ring, mask_ring, mail)
+    rings = (q_ring, k_ring, v_ring, mask_ring, bias_ring, mail)
     barriers = (q_full, q_empty, k_full, k_empty, v_full, v_empty, mail_full, mail_empty)
     work = (offsets, unmasked, heads, groups)
-    entries = (starts, masks, q_starts, q_whole, q_starts_step)
-    biases = (bias, bias_b, bias_h, bias_g, blocks)
+    entries = (starts, masks, blocks, q_starts, q_whole, q_starts_step)
+    bias_steps = (bias_b, bias_h, bias_g, n_k)
     sizes = (n_tiles, n_q, n_served, n_heads)
-    lists = (entries, biases, (q_order, q_order_step, q_len))
+    lists = (entries, (q_order, q_order_step, q_len))
     if GROUPS == 2:
         gl.warp_specialize(
             [
                 (consume, (outputs, rings, barriers, work, lists, sizes, scale, 0, SHAPE, FEATURES)),
                 (consume, (outputs, rings, barriers, work, lists, sizes, scale, 1, SHAPE, FEATURES)),
-                (produce, (tensors, rings, barriers, work, entries, sizes, counter, SHAPE, FEATURES)),
+                (produce, (tensors, rings, barriers, work, entries, bias_steps, sizes, counter, SHAPE, FEATURES)),
             ],
             [4, 1],
             [REGISTERS[0], REGISTERS[1]],
@@ -436,7 +497,7 @@ def attend_kernel(
                 (consume, (outputs, rings, barriers, work, lists, sizes, scale, 0, SHAPE, FEATURES)),
                 (consume, (outputs, rings, barriers, work, lists, sizes, scale, 1, SHAPE, FEATURES)),
                 (consume, (outputs, rings, barriers, work, lists, sizes, scale, 2, SHAPE, FEATURES)),
-                (produce, (tensors, rings, barriers, work, entries, sizes, counter, SHAPE, FEATURES)),
+                (produce, (tensors, rings, barriers, work, entries, bias_steps, sizes, counter, SHAPE, FEATURES)),
             ],
             [4, 4, 1],
             [REGISTERS[0], REGISTERS[0], REGISTERS[1]],
