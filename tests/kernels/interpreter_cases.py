@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from visparse_kernels import BlockLists, attend, choose, explain
+from visparse_kernels.boxes import Boxes, box_tokens
 from visparse_kernels.testing import BROKEN, check_attend, poisoned_memory, random_lists
+from visparse_kernels.testing_boxes import random_boxed_lists
 
 pytestmark = pytest.mark.interpreter
 
@@ -16,6 +18,17 @@ CASES = {
     "orders": {"q_len": 50, "k_len": 90, "block_q": 32, "block_k": 64, "head_group": [1, 0], "shuffled": True},
     "wide": {"q_len": 70, "k_len": 140, "block_q": 16, "block_k": 128, "head_group": [0, 0]},
     "no padding": {"q_len": 32, "k_len": 96, "block_q": 16, "block_k": 32, "head_group": [0, 1]},
+    "parts of query blocks": {"q_len": 100, "k_len": 70, "block_q": 48, "block_k": 32, "head_group": [0, 1, -1]},
+    "parts of key blocks": {"q_len": 40, "k_len": 400, "block_q": 16, "block_k": 96, "head_group": [0, 1, 1]},
+    "parts of both": {"q_len": 250, "k_len": 300, "block_q": 192, "block_k": 128, "head_group": [1, 0]},
+    "parts, orders": {
+        "q_len": 130,
+        "k_len": 300,
+        "block_q": 48,
+        "block_k": 128,
+        "head_group": [0, 1],
+        "shuffled": True,
+    },
     "one": {"q_len": 1, "k_len": 1, "block_q": 16, "block_k": 32, "head_group": [0], "keep": 1.0, "partial": 0.0},
 }
 
@@ -60,6 +73,52 @@ def test_a_broken_kernel_breaks_the_error_rule(broken, make_qkv) -> None:
         check_attend(out, lse, q, k, v, lists)
 
 
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_kernel_breaks_the_error_rule_in_parts(broken, make_qkv) -> None:
+    lists = random_lists(q_len=96, k_len=250, block_q=48, block_k=128, head_group=[0, 1], keep=0.8, seed=2)
+    q, k, v = make_qkv(lists, dtype=torch.float16)
+    wrong, scale = BROKEN[broken](lists, 64**-0.5)
+    out, lse = attend(q, k, v, wrong, scale=scale, return_lse=True, impl="triton")
+    with pytest.raises(AssertionError, match="worst at"):
+        check_attend(out, lse, q, k, v, lists)
+
+
+def test_overlapping_boxes_in_parts(make_qkv) -> None:
+    lists = random_boxed_lists(
+        grid=(3, 9, 10), before=5, after=7, q_box=(3, 4, 4), k_box=(2, 8, 8), head_group=[0, 1, 0], keep=0.7
+    )
+    q, k, v = make_qkv(lists, dtype=torch.float16)
+    with poisoned_memory():
+        out, lse = attend(q, k, v, lists, return_lse=True, impl="triton")
+    check_attend(out, lse, q, k, v, lists)
+
+
+def test_padding_of_boxes_is_hidden_where_slots_are_as_many_as_keys(make_qkv) -> None:
+    # three boxes of two rows in a grid of six: the last one hangs over, and the fifth row lies in none
+    starts = torch.tensor([[[0, 0, 0], [0, 2, 0], [0, 5, 0]]], dtype=torch.int32)
+    grid, box = (1, 6, 16), (1, 2, 16)
+    boxes = Boxes(
+        grid=grid, first=0, q_box=(None,), k_box=(box,), q_starts=starts.new_tensor([[[-1, 0, 0]]]), k_starts=starts
+    )
+    lists = BlockLists.from_entries(
+        q_len=16,
+        k_len=96,
+        block_q=16,
+        block_k=32,
+        head_group=torch.tensor([0]),
+        q_order=None,
+        k_order=box_tokens(grid, 0, box, starts[0]).flatten(),
+        rows=torch.zeros(3, dtype=torch.int64),
+        cols=torch.arange(3),
+        tile=torch.full((3,), -1),
+        boxes=boxes,
+    ).validate()
+    q, k, v = make_qkv(lists)
+    k, v = (torch.cat([torch.full_like(x[:, :1], torch.nan), x], 1)[:, 1:] for x in (k, v))
+    out, lse = attend(q, k, v, lists, return_lse=True, impl="triton")
+    check_attend(out, lse, q, k, v, lists)
+
+
 @pytest.mark.parametrize("garbage", [torch.nan, 1e30])
 def test_padding_and_hidden_blocks_never_leak(garbage, make_qkv) -> None:
     # key 0 is what a padding slot would read if -1 were taken for a token
@@ -98,6 +157,6 @@ def test_choice_in_the_interpreter(make_qkv) -> None:
         False,
         "bf16 products are wrong in Triton's interpreter; use fp16 or fp32 there",
     )
-    other = random_lists(q_len=40, k_len=50, block_q=48, block_k=96, head_group=[0])
-    with pytest.raises(ValueError, match=r"needs block_q in .* got 48 and 96"):
+    other = random_lists(q_len=40, k_len=50, block_q=24, block_k=32, head_group=[0])
+    with pytest.raises(ValueError, match=r"needs block_q to be a multiple of 16 and block_k of 32, got 24 and 32"):
         choose(q, other, "triton")

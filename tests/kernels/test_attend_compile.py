@@ -1,77 +1,57 @@
 """The Triton kernel compiled for sm_90, without a GPU: registers, spills, tensor core instructions, pipelining."""
 
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
-triton = pytest.importorskip("triton", reason="compiling needs the triton package")
+pytest.importorskip("triton", reason="compiling needs the triton package")
 
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+from visparse_kernels.attend.triton_impl import launch
+from visparse_kernels.attend.triton_tuned import find_tiling, table
+from visparse_kernels.testing import random_lists
+from visparse_kernels.testing_compile import assemble, cannot_compile, hopper_driver
 
-from visparse_kernels import preferred_blocks  # noqa: E402
-from visparse_kernels.attend.triton_impl import kernel_constants, launch_options  # noqa: E402
-from visparse_kernels.attend.triton_kernel import INTERPRET, attend_kernel  # noqa: E402
+pytestmark = pytest.mark.skipif(bool(cannot_compile()), reason=cannot_compile() or "")
 
-TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-
-pytestmark = [
-    pytest.mark.skipif(INTERPRET, reason="TRITON_INTERPRET=1 leaves nothing to compile"),
-    pytest.mark.skipif(not (TOOLS / "nvdisasm").exists(), reason="this triton has no nvdisasm"),
-]
+# what visparse asks for on GPUs, and what the Hopper kernel's lists bring
+SIZES = [(64, 128, 64), (64, 192, 128), (128, 128, 64), (128, 128, 128), (256, 64, 64)]
+CASES = sorted({*SIZES, *((row[1], *row[3:]) for row in table() if row[0] == (9, 0))})
 
 
-def compile_for_hopper(head_dim: int, dtype: torch.dtype, *, bias: bool, padded: bool):
-    block_q, block_k = preferred_blocks("cuda", head_dim)
-    constants = kernel_constants(head_dim, dtype, block_q, block_k, 24, bias=bias, padded=padded)
-    constants |= {"stride_bias_s": 1} if bias else {"bias": None, "stride_bias_s": 0}
-    floats = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
-    plain_ints = {"q_len": "i32", "q_order_step": "i32", "k_order_step": "i32", "scale": "fp32"}
-    types = dict.fromkeys(("q", "k", "v", "out"), floats[dtype]) | {"lse": "*fp32", "bias": "*fp32"} | plain_ints
-    names = attend_kernel.arg_names
-    signature = {
-        name: "constexpr" if name in constants else types.get(name, "i32" if name.startswith("stride") else "*i32")
-        for name in names
-    }
-    aligned = [name for name in names if name not in plain_ints and signature[name] != "constexpr"]
-    source = ASTSource(
-        attend_kernel,
-        signature,
-        {(names.index(name),): value for name, value in constants.items()},
-        {(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
-    options = launch_options(head_dim, dtype, block_q, block_k)
-    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+def compile_for_hopper(head_dim, block_q, block_k, *, dtype=torch.bfloat16, bias=False, padded=True):
+    cut = find_tiling(head_dim, dtype, block_q, block_k)
+    k_len = 4 * block_k - (1 if padded else 0)
+    lists = random_lists(q_len=2 * block_q, k_len=k_len, block_q=block_q, block_k=block_k, head_group=[0] * 24)
+    q, k = (torch.zeros(1, length, 24, head_dim, dtype=dtype) for length in (lists.q_len, k_len))
+    out, lse = torch.empty_like(q), torch.empty(1, 24, lists.q_len)
+    key_bias = torch.zeros(1, 1, k_len) if bias else None
+    with hopper_driver():
+        return cut, launch(q, k, k, out, lse, lists, 0.125, key_bias, cut, warm_up=True)
 
 
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("head_dim", [64, 128, 256])
-def test_bf16_uses_tensor_cores_and_keeps_its_sums_in_registers(head_dim, bias, tmp_path) -> None:
-    kernel = compile_for_hopper(head_dim, torch.bfloat16, bias=bias, padded=True)
-    binary = tmp_path / "attend.cubin"
-    binary.write_bytes(kernel.asm["cubin"])
-    usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", binary], capture_output=True, text=True, check=True)
-    registers, stack = (int(x) for x in re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout + usage.stderr).groups())
-    assert registers <= 255
-    assert stack <= 64  # a few words at the edge of the loops; sums that spill take hundreds of bytes
-    sass = subprocess.run([TOOLS / "nvdisasm", "-c", binary], capture_output=True, text=True, check=True).stdout
-    assert "HGMMA" in sass
-    assert "LDGSTS" in sass  # rows are gathered by asynchronous copies
-    assert kernel.metadata.shared <= 232448
+@pytest.mark.parametrize(("bias", "padded"), [(False, False), (True, True)])
+@pytest.mark.parametrize(("head_dim", "block_q", "block_k"), CASES)
+def test_bf16_uses_tensor_cores_and_keeps_its_sums_in_registers(head_dim, block_q, block_k, bias, padded) -> None:
+    cut, kernel = compile_for_hopper(head_dim, block_q, block_k, bias=bias, padded=padded)
+    made = assemble(kernel)
+    assert made.registers * made.warps * 32 <= 65536
+    assert made.spilled <= 64  # bytes, at the edge of the loops; sums that spill take hundreds
+    assert made.shared <= 232448
+    assert made.warps == cut.num_warps
+    assert made.count("HGMMA") > 0
+    assert made.count("LDGSTS") > 0  # rows are gathered by asynchronous copies
 
 
-@pytest.mark.parametrize("head_dim", [64, 128])
-def test_bf16_pipelines_keys_and_values_behind_the_order_table(head_dim) -> None:
-    kernel = compile_for_hopper(head_dim, torch.bfloat16, bias=False, padded=False)
-    stages = launch_options(head_dim, torch.bfloat16, *preferred_blocks("cuda", head_dim))["num_stages"]
-    buffers = re.findall(rf"ttg.local_alloc.*memdesc<{stages}x\d+x{head_dim}xbf16", str(kernel.asm["ttgir"]))
+@pytest.mark.parametrize(("head_dim", "block_q", "block_k"), [(64, 192, 128), (128, 128, 64)])
+def test_bf16_pipelines_keys_and_values_behind_the_order_table(head_dim, block_q, block_k) -> None:
+    cut, kernel = compile_for_hopper(head_dim, block_q, block_k, padded=False)
+    shape = f"{cut.num_stages}x{cut.tile_k}x{head_dim}xbf16"
+    buffers = re.findall(rf"ttg.local_alloc.*memdesc<{shape}", str(kernel.asm["ttgir"]))
     assert len(buffers) >= 4  # K and V, in the full and in the partial loop
 
 
 def test_fp32_compiles_without_reduced_precision() -> None:
-    kernel = compile_for_hopper(64, torch.float32, bias=False, padded=True)
+    _, kernel = compile_for_hopper(64, 128, 64, dtype=torch.float32)
     assert "wgmma" not in kernel.asm["ptx"]
     assert ".tf32" not in kernel.asm["ptx"]

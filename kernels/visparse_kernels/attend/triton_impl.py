@@ -1,10 +1,13 @@
 """`attend` on CUDA: launch of the Triton kernel for all heads, groups and batch rows at once."""
 
 import math
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from visparse_kernels.attend.triton_tuned import Tiling, find_tiling, padded
 from visparse_kernels.lists import BlockLists
 
 try:
@@ -16,8 +19,6 @@ else:
     _MISSING = None
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_BLOCKS_Q = (16, 32, 64, 128, 256)
-_BLOCKS_K = (32, 64, 128)
 
 
 def can_run(device: torch.device, dtype: torch.dtype, head_dim: int, block_q: int, block_k: int) -> str | None:
@@ -30,70 +31,38 @@ def can_run(device: torch.device, dtype: torch.dtype, head_dim: int, block_q: in
         return f"needs fp32, bf16 or fp16, got {dtype}"
     if INTERPRET and dtype == torch.bfloat16:
         return "bf16 products are wrong in Triton's interpreter; use fp16 or fp32 there"
-    if block_q not in _BLOCKS_Q or block_k not in _BLOCKS_K:
-        return f"needs block_q in {_BLOCKS_Q} and block_k in {_BLOCKS_K}, got {block_q} and {block_k}"
-    if device.type == "cuda":
+    if block_q % 16 or block_k % 32:
+        return f"needs block_q to be a multiple of 16 and block_k of 32, got {block_q} and {block_k}"
+    if tiling(device, dtype, head_dim, block_q, block_k) is None:
         limit = max_shared_memory(device.index or 0)
-        if _stages(head_dim, dtype, block_q, block_k, limit) < 1:
-            return f"needs more than the {limit} bytes of shared memory of this device; use smaller blocks"
+        return f"needs more than the {limit} bytes of shared memory of this device; use a smaller head_dim or fp16"
     return None
 
 
-def launch_options(
-    head_dim: int, dtype: torch.dtype, block_q: int, block_k: int, shared_memory: int = 232448
-) -> dict[str, int]:
-    """Return the launch options of the kernel from a fixed rule; nothing is tuned at run time.
-
-    The rule keeps sums and scores in registers on sm_90 (seen by compiling), and buffers as much of K and V as fits.
+@cache
+def tiling(device: torch.device, dtype: torch.dtype, head_dim: int, block_q: int, block_k: int) -> Tiling | None:
+    """Return how the kernel cuts the blocks of a case, and whether that was measured or comes from the rule.
 
     Args:
-        head_dim: size of a head, padded to a power of two by the kernel.
+        device: a CUDA device; in Triton's interpreter the CPU, which is taken for an sm_90 GPU.
         dtype: dtype of q, k and v.
-        block_q: query slots per block.
-        block_k: key slots per block.
-        shared_memory: bytes of shared memory that a block of threads may use; the default is sm_90's.
+        head_dim: size of a head.
+        block_q: query slots per block, a multiple of 16.
+        block_k: key slots per block, a multiple of 32.
 
     Returns:
-        ``num_warps`` and ``num_stages``.
+        The tiling; None where the device has not enough shared memory.
     """
-    elements = block_q * (_padded(head_dim) + block_k)
-    warps = (4 if elements <= 128 * 128 else 8) * (2 if dtype == torch.float32 else 1)
-    stages = _stages(head_dim, dtype, block_q, block_k, shared_memory)
-    return {"num_warps": warps, "num_stages": min(3 if dtype != torch.float32 else 2, stages)}
-
-
-def _stages(head_dim: int, dtype: torch.dtype, block_q: int, block_k: int, shared_memory: int) -> int:
-    """Return how many buffers of K and V fit beside q and the weights."""
-    size, dim = dtype.itemsize, _padded(head_dim)
-    weights = block_q * block_k * size if dtype == torch.float32 else 0
-    reserve = 4096  # order tables and scratch of reductions
-    return (shared_memory - reserve - block_q * dim * size - weights) // (2 * block_k * dim * size)
-
-
-def kernel_constants(
-    head_dim: int, dtype: torch.dtype, block_q: int, block_k: int, heads: int, *, bias: bool, padded: bool
-) -> dict[str, int | bool | str]:
-    """Return the compile-time constants of the kernel.
-
-    Args:
-        head_dim: size of a head.
-        dtype: dtype of q, k and v.
-        block_q: query slots per block.
-        block_k: key slots per block.
-        heads: heads of the layer.
-        bias: whether a key bias is given.
-        padded: whether the key order holds padding.
-    """
-    return {
-        "HEADS": heads,
-        "BLOCK_Q": block_q,
-        "BLOCK_K": block_k,
-        "HEAD_DIM": head_dim,
-        "PADDED_DIM": _padded(head_dim),
-        "HAS_BIAS": bias,
-        "HAS_PADDING": padded,
-        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
-    }
+    if device.type != "cuda":
+        return find_tiling(head_dim, dtype, block_q, block_k)
+    return find_tiling(
+        head_dim,
+        dtype,
+        block_q,
+        block_k,
+        capability=torch.cuda.get_device_capability(device),
+        shared_memory=max_shared_memory(device.index or 0),
+    )
 
 
 def run(
@@ -103,57 +72,94 @@ def run(
 
     Returns:
         ``out [B, Sq, H, D]`` in the dtype of q, and ``lse [B, H, Sq]`` fp32.
+
+    Raises:
+        ValueError: the case cannot be served; `can_run` says so before.
     """
     batch, q_len, heads, head_dim = q.shape
+    cut = tiling(q.device, q.dtype, head_dim, lists.block_q, lists.block_k)
+    if cut is None:
+        raise ValueError(f"lists: {can_run(q.device, q.dtype, head_dim, lists.block_q, lists.block_k)}")
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(batch, heads, q_len, dtype=torch.float32, device=q.device)
-    bias = None if key_bias is None else key_bias.float().expand(batch, heads, -1)
-    constants = kernel_constants(
-        head_dim,
-        q.dtype,
-        lists.block_q,
-        lists.block_k,
-        heads,
-        bias=bias is not None,
-        padded=lists.k_order.shape[1] != lists.k_len,
-    )
     with torch.cuda.device_of(q):
-        attend_kernel[(lists.n_q, heads, batch)](
-            q,
-            k,
-            v,
-            bias,
-            out,
-            lse,
-            lists.head_group,
-            lists.q_order,
-            lists.k_order,
-            lists.full_offsets,
-            lists.full_indices,
-            lists.partial_offsets,
-            lists.partial_indices,
-            lists.partial_tiles,
-            lists.tiles,
-            *q.stride()[:3],
-            *k.stride()[:3],
-            *v.stride()[:3],
-            *(bias.stride() if bias is not None else (0, 0, 0)),
-            lists.q_order.shape[1] if lists.q_order.shape[0] > 1 else 0,
-            lists.k_order.shape[1] if lists.k_order.shape[0] > 1 else 0,
-            q_len,
-            scale * math.log2(math.e),
-            **constants,
-            **_options(q, lists),
-        )
+        launch(q, k, v, out, lse, lists, scale, key_bias, cut)
     return out, lse
 
 
-def _options(q: Tensor, lists: BlockLists) -> dict[str, int]:
-    if q.device.type != "cuda":
-        return {}
-    limit = max_shared_memory(q.device.index)
-    return launch_options(q.shape[-1], q.dtype, lists.block_q, lists.block_k, limit)
+def launch(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    lists: BlockLists,
+    scale: float,
+    key_bias: Tensor | None,
+    cut: Tiling,
+    *,
+    warm_up: bool = False,
+) -> Any:
+    """Launch the kernel with a given tiling.
 
+    Args:
+        q: [B, Sq, H, D], last axis contiguous; so are k and v.
+        k: [B, Sk, H, D].
+        v: [B, Sk, H, D].
+        out: [B, Sq, H, D], contiguous, written.
+        lse: [B, H, Sq], fp32, contiguous, written.
+        lists: the block lists.
+        scale: factor of the logits.
+        key_bias: [B or 1, H or 1, Sk], or None.
+        cut: the tiling.
+        warm_up: only compile, for the tensors' types; nothing runs, so no GPU is needed.
 
-def _padded(head_dim: int) -> int:
-    return max(16, 1 << (head_dim - 1).bit_length())
+    Returns:
+        What Triton returns: the compiled kernel.
+    """
+    batch, q_len, heads, head_dim = q.shape
+    bias = None if key_bias is None else key_bias.float().expand(batch, heads, -1)
+    arguments = (
+        q,
+        k,
+        v,
+        bias,
+        out,
+        lse,
+        lists.head_group,
+        lists.q_order,
+        lists.k_order,
+        lists.full_offsets,
+        lists.full_indices,
+        lists.partial_offsets,
+        lists.partial_indices,
+        lists.partial_tiles,
+        lists.tiles,
+        *q.stride()[:3],
+        *k.stride()[:3],
+        *v.stride()[:3],
+        *(bias.stride() if bias is not None else (0, 0, 0)),
+        lists.q_order.shape[1] if lists.q_order.shape[0] > 1 else 0,
+        lists.k_order.shape[1] if lists.k_order.shape[0] > 1 else 0,
+        q_len,
+        scale * math.log2(math.e),
+    )
+    constants = {
+        "HEADS": heads,
+        "BLOCK_Q": lists.block_q,
+        "BLOCK_K": lists.block_k,
+        "TILE_Q": cut.tile_q,
+        "TILE_K": cut.tile_k,
+        "HEAD_DIM": head_dim,
+        "PADDED_DIM": padded(head_dim),
+        "HAS_BIAS": bias is not None,
+        # keys of boxes may lie in several slots or in none, so there the number of slots says nothing
+        "HAS_PADDING": lists.boxes is not None or lists.k_order.shape[1] != lists.k_len,
+        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+        "num_warps": cut.num_warps,
+        "num_stages": cut.num_stages,
+    }
+    grid = (lists.q_order.shape[1] // cut.tile_q, heads, batch)
+    if warm_up:
+        return attend_kernel.warmup(*arguments, grid=grid, **constants)
+    return attend_kernel[grid](*arguments, **constants)

@@ -1,7 +1,9 @@
-"""The Triton kernel of `attend`: one program per query block, head and batch row.
+"""The Triton kernel of `attend`: one program per tile of queries, head and batch row.
 
-A program walks the full list, then the partial list of its query block. Rows are gathered by the order tables: slot ->
-token -> row. The tokens and the tile of the next key block are loaded one step ahead, so that K and V can be pipelined.
+A block of a list may be larger than a tile of the kernel: a program serves ``TILE_Q`` of the ``BLOCK_Q`` queries of a
+block, and walks a key block in parts of ``TILE_K``. It walks the full list, then the partial list of its query block.
+Rows are gathered by the order tables: slot -> token -> row. The tokens and the mask of the next part are loaded one
+step ahead, so that K and V can be pipelined.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -18,20 +20,29 @@ INTERPRET: bool = (
 
 
 @triton.jit
-def _block_tokens(indices, entry, k_order, BLOCK_K: tl.constexpr):
-    """Return the tokens [BLOCK_K] of the key block in one entry of a list, -1 for padding."""
-    block = tl.load(indices + entry)
-    return tl.load(k_order + block * BLOCK_K + tl.arange(0, BLOCK_K))
+def _tokens(indices, step, k_order, BLOCK_K: tl.constexpr, TILE_K: tl.constexpr):
+    """Return the tokens [TILE_K] of one step through a list, -1 for padding; a block takes BLOCK_K / TILE_K steps."""
+    PARTS: tl.constexpr = BLOCK_K // TILE_K
+    block = tl.load(indices + step // PARTS)
+    return tl.load(k_order + block * BLOCK_K + step % PARTS * TILE_K + tl.arange(0, TILE_K))
 
 
 @triton.jit
-def _tile_mask(tiles, tile, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr):
-    """Return the mask [BLOCK_Q, BLOCK_K] that a tile holds, one 32-bit word per query row and 32 keys."""
+def _part_mask(
+    tiles,
+    mask,
+    q_slot,
+    k_part,
+    BLOCK_Q: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    TILE_K: tl.constexpr,
+):
+    """Return rows ``q_slot`` and part ``k_part`` of a mask, bool [TILE_Q, TILE_K]; a 32-bit word holds 32 keys."""
     WORDS: tl.constexpr = BLOCK_K // 32
-    column = tl.arange(0, BLOCK_K)
-    rows = tiles + tile.to(tl.int64) * (BLOCK_Q * WORDS) + tl.arange(0, BLOCK_Q) * WORDS
+    column = tl.arange(0, TILE_K)
+    rows = tiles + mask.to(tl.int64) * (BLOCK_Q * WORDS) + q_slot * WORDS + k_part * (TILE_K // 32)
     words = tl.load(rows)[:, None]
-    for word in tl.static_range(1, WORDS):
+    for word in tl.static_range(1, TILE_K // 32):
         words = tl.where((column >= 32 * word)[None, :], tl.load(rows + word)[:, None], words)
     return ((words >> (column % 32)[None, :]) & 1) != 0
 
@@ -58,7 +69,7 @@ def _visit(
     HAS_PADDING: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Add one key block to the running softmax: ``acc`` weighted values, ``top`` largest logit, ``total`` weight."""
+    """Add a tile of keys to the running softmax: ``acc`` weighted values, ``top`` largest logit, ``total`` weight."""
     dim = tl.arange(0, PADDED_DIM)
     rows = tokens.to(tl.int64)
     k_at = k + rows[:, None] * stride_ks + dim[None, :]
@@ -128,26 +139,30 @@ def attend_kernel(
     HEADS: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    TILE_Q: tl.constexpr,
+    TILE_K: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_PADDING: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Compute the output and the log-sum-exp of one query block; grid (query blocks, heads, batch).
+    """Compute the output and the log-sum-exp of one tile of queries; grid (query tiles, heads, batch).
 
     ``scale`` includes log2(e). A skipped head (group -1) borrows the order of group 0 and walks no list.
     """
-    block = tl.program_id(0)
+    Q_PARTS: tl.constexpr = BLOCK_Q // TILE_Q
+    K_PARTS: tl.constexpr = BLOCK_K // TILE_K
+    tile = tl.program_id(0)
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
     group = tl.load(head_group + head)
     alive = group >= 0
     table = tl.maximum(group, 0).to(tl.int64)
 
-    slot = tl.arange(0, BLOCK_Q)
+    slot = tl.arange(0, TILE_Q)
     dim = tl.arange(0, PADDED_DIM)
-    q_token = tl.load(q_order + table * q_order_step + block * BLOCK_Q + slot)
+    q_token = tl.load(q_order + table * q_order_step + tile * TILE_Q + slot)
     q_row = q_token.to(tl.int64)
     q_real = (q_token >= 0)[:, None] & (dim < HEAD_DIM)[None, :]
     q_at = q + batch * stride_qb + head * stride_qh + q_row[:, None] * stride_qs + dim[None, :]
@@ -159,18 +174,20 @@ def attend_kernel(
         bias += batch * stride_bias_b + head * stride_bias_h
     k_order += table * k_order_step
 
-    acc = tl.zeros([BLOCK_Q, PADDED_DIM], tl.float32)
-    top = tl.full([BLOCK_Q], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_Q], tl.float32)
-    row = table * tl.num_programs(0) + block
+    acc = tl.zeros([TILE_Q, PADDED_DIM], tl.float32)
+    top = tl.full([TILE_Q], float("-inf"), tl.float32)
+    total = tl.zeros([TILE_Q], tl.float32)
+    row = table * (tl.num_programs(0) // Q_PARTS) + tile // Q_PARTS
 
     first = tl.load(full_offsets + row, mask=alive, other=0)
     last = tl.load(full_offsets + row + 1, mask=alive, other=0)
     if last > first:
-        tokens = _block_tokens(full_indices, first, k_order, BLOCK_K)
-        for entry in range(first, last):
+        indices = full_indices + first
+        steps = (last - first) * K_PARTS
+        tokens = _tokens(indices, 0, k_order, BLOCK_K, TILE_K)
+        for step in range(0, steps):
             here = tokens
-            tokens = _block_tokens(full_indices, tl.minimum(entry + 1, last - 1), k_order, BLOCK_K)
+            tokens = _tokens(indices, tl.minimum(step + 1, steps - 1), k_order, BLOCK_K, TILE_K)
             acc, top, total = _visit(
                 queries, acc, top, total, here, True, k, v, bias, stride_ks, stride_vs, stride_bias_s, scale,
                 False, HEAD_DIM, PADDED_DIM, HAS_BIAS, HAS_PADDING, PRECISION,
@@ -179,14 +196,18 @@ def attend_kernel(
     first = tl.load(partial_offsets + row, mask=alive, other=0)
     last = tl.load(partial_offsets + row + 1, mask=alive, other=0)
     if last > first:
-        tokens = _block_tokens(partial_indices, first, k_order, BLOCK_K)
-        tile = tl.load(partial_tiles + first)
-        for entry in range(first, last):
+        indices = partial_indices + first
+        masks = partial_tiles + first
+        steps = (last - first) * K_PARTS
+        q_slot = tile % Q_PARTS * TILE_Q + slot
+        tokens = _tokens(indices, 0, k_order, BLOCK_K, TILE_K)
+        mask = tl.load(masks)
+        for step in range(0, steps):
             here = tokens
-            keep = _tile_mask(tiles, tile, BLOCK_Q, BLOCK_K)
-            following = tl.minimum(entry + 1, last - 1)
-            tokens = _block_tokens(partial_indices, following, k_order, BLOCK_K)
-            tile = tl.load(partial_tiles + following)
+            keep = _part_mask(tiles, mask, q_slot, step % K_PARTS, BLOCK_Q, BLOCK_K, TILE_K)
+            following = tl.minimum(step + 1, steps - 1)
+            tokens = _tokens(indices, following, k_order, BLOCK_K, TILE_K)
+            mask = tl.load(masks + following // K_PARTS)
             acc, top, total = _visit(
                 queries, acc, top, total, here, keep, k, v, bias, stride_ks, stride_vs, stride_bias_s, scale,
                 True, HEAD_DIM, PADDED_DIM, HAS_BIAS, HAS_PADDING, PRECISION,
