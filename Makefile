@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+OLDEST_TRITON := 3.6.0
+COMPILED := tests/kernels/test_attend_compile.py tests/kernels/test_attend_gluon_compile.py
 
 .PHONY: help demo test lint bench clean
 
@@ -27,8 +29,13 @@ $(VENV)/.dev: $(VENV)/.user
 demo: $(VENV)/.user
 	$(BIN)/visparse demo --out demo
 
-test: $(VENV)/.dev
+# Gluon changes with every Triton release, so kernels are compiled with the oldest that is served as well
+$(VENV)/triton-$(OLDEST_TRITON): $(VENV)/.dev
+	PIP_CONSTRAINT= $(BIN)/python -m pip install --quiet --no-deps --target $@ triton==$(OLDEST_TRITON)
+
+test: $(VENV)/.dev $(VENV)/triton-$(OLDEST_TRITON)
 	$(BIN)/python -m pytest
+	PYTHONPATH=$(VENV)/triton-$(OLDEST_TRITON) $(BIN)/python -m pytest -q $(COMPILED)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

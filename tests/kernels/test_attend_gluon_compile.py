@@ -37,10 +37,16 @@ def matrix_instructions(head_dim: int, groups: int, loops: int) -> int:
     return groups * (q_k + p_v) * (loops + 1)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("head_dim", "block_q", "warps"), [(128, 128, 12), (64, 192, 16), (64, 128, 12)])
-@pytest.mark.parametrize(("masked", "runs", "boxes"), [(False, True, False), (False, False, True), (True, True, True)])
-def test_it_keeps_its_sums_in_registers(dtype, head_dim, block_q, warps, masked, runs, boxes) -> None:
+@pytest.mark.parametrize(
+    ("masked", "runs", "boxes", "dtype"),
+    [
+        (False, True, False, torch.bfloat16),
+        (False, False, True, torch.float16),
+        (True, True, True, torch.bfloat16),
+    ],
+)
+def test_it_keeps_its_sums_in_registers(head_dim, block_q, warps, masked, runs, boxes, dtype) -> None:
     kernel = compile_for_hopper(head_dim, block_q, masked=masked, runs=runs, boxes=boxes, dtype=dtype)
     assert kernel.registers <= 65536 // (warps * 32)
     assert kernel.spilled == 0

@@ -54,9 +54,7 @@ class Built:
     @cached_property
     def block_density(self) -> float:
         """Visited blocks / the blocks that dense attention visits at this block size: what is paid for."""
-        lists = self.lists
-        visited = float(lists.block_density_per_head.mean()) * lists.n_q * lists.n_k
-        return visited / (-(-lists.q_len // lists.block_q) * -(-lists.k_len // lists.block_k))
+        return self.lists.block_density
 
     @cached_property
     def bytes(self) -> int:

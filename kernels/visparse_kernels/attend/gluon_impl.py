@@ -145,8 +145,8 @@ def launch(
         *descriptors(k, _BLOCK_K if part.k_runs else None, part.k_box, grid, first),
         *descriptors(v, _BLOCK_K if part.k_runs else None, part.k_box, grid, first),
         *descriptors(out, 64 if part.q_runs else None, q_part, grid, first),
-        words_descriptor(program.tiles, 64) if part.masked else None,
-        None if bias is None else words_descriptor(bias, _BLOCK_K // 4),
+        words_descriptor(program.tiles, 256) if part.masked else None,
+        None if bias is None else words_descriptor(bias, _BLOCK_K),
         out,
         lse,
         program.offsets,
@@ -244,12 +244,12 @@ def _layout(rank: int, swizzle: int = 128, bits: int = 16) -> Any:
     return gl.NVMMASharedLayout(swizzle_byte_width=swizzle, element_bitwidth=bits, rank=rank)
 
 
-def words_descriptor(words: Tensor, rows: int) -> Any:
-    """Describe contiguous 32-bit words (masks, or a bias) to TMA as rows of four, some rows at a time."""
+def words_descriptor(words: Tensor, length: int) -> Any:
+    """Describe contiguous 32-bit words (masks, or a bias) to TMA as rows of some length, fetched one by one."""
     from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-    words = words.view(-1, 4)
-    return TensorDescriptor(words, list(words.shape), [4, 1], [rows, 4], _layout(2, swizzle=0, bits=32))
+    words = words.view(-1, length)
+    return TensorDescriptor(words, list(words.shape), [length, 1], [1, length], _layout(2, swizzle=0, bits=32))
 
 
 def split(box: Box | None, groups: int) -> tuple[Box | None, Box]:

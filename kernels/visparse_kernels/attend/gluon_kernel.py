@@ -3,13 +3,14 @@
 One block of threads per multiprocessor works through *tiles* (query block x head x batch row) that it draws from a
 counter. Its warps have fixed parts:
 
-- one **producer** warp draws tiles, walks their lists and orders K, V and Q tiles by TMA into rings in shared memory;
+- one **scheduler** warp draws tiles, looks up what they are, and mails it to the others, a tile or two ahead;
+- one **producer** warp walks the lists and orders K, V and Q tiles by TMA into rings in shared memory;
 - each **consumer** warpgroup owns 64 queries of the tile. While it computes the softmax of one key block, the tensor
   cores work on Q K^T of the next and P V of the one before; the other warpgroups fill what is left.
 
-Every ring slot has a *full* barrier (TMA has written it) and an *empty* one (all consumers have read it). The rings
-run on across tiles, so the keys of the next tile arrive during the epilogue of this one. The output is staged in the
-Q slot of its own tile and stored by TMA.
+Every ring slot has a *full* barrier (TMA has written it) and an *empty* one (all readers have read it). The rings run
+on across tiles, so the keys of the next tile arrive during the epilogue of this one. The output is staged in the Q slot
+of its own tile and stored by TMA.
 
 A list entry holds where its key block starts, packed in 64 bits, and the number of its mask; see `gluon_program`. The
 masked entries of a row come last. Their masks, the bit tiles of `BlockLists`, arrive with the keys, and so does a
@@ -32,6 +33,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 BLOCK_K = gl.constexpr(128)
 ROWS = gl.constexpr(64)  # queries of one consumer warpgroup
 INFINITY = gl.constexpr(float("inf"))
+LETTER = gl.constexpr(11)  # numbers that the scheduler mails about a tile
 LN_2 = gl.constexpr(0.6931471805599453)
 
 
@@ -48,6 +50,13 @@ def words_layout():
     """Layout [64, 4] in which a thread reads all words of its two queries at once, 16 bytes each."""
     lanes = [[0, 0], [0, 0], [1, 0], [2, 0], [4, 0]]
     return gl.DistributedLinearLayout([[0, 1], [0, 2], [8, 0]], lanes, [[16, 0], [32, 0]], [], [64, 4])
+
+
+@gluon.jit
+def words_of(mask):
+    """Read the words [64, 4] of one mask [1, 256] for the queries of one warpgroup."""
+    ROWWISE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+    return mask._reinterpret(gl.int32, [ROWS, 4], ROWWISE).load(words_layout())
 
 
 @gluon.jit
@@ -86,18 +95,66 @@ def step(slot, phase, SLOTS: gl.constexpr):
 
 
 @gluon.jit
-def tile_at(number, work, sizes):
-    """Where tile ``number`` is: batch row, head, group, query block; its first entry, how many, how many unmasked."""
+def schedule(
+    mail, mail_full, mail_empty, work, entries, sizes, counter,
+):  # fmt: skip
+    """The scheduler warp: draw tiles from the counter and mail them; `read_mail` lists what a letter holds."""
     offsets, unmasked, heads, groups = work
+    q_starts, q_whole, q_step = entries[3], entries[4], entries[5]
     n_tiles, n_q, n_served = sizes[0], sizes[1], sizes[2]
-    number = gl.minimum(number, n_tiles - 1)
-    block = number % n_q
-    rest = number // n_q
-    head = gl.load(heads + rest % n_served)
-    group = gl.load(groups + rest % n_served)
-    first = gl.load(offsets + group * n_q + block)
-    count = gl.load(offsets + group * n_q + block + 1) - first
-    return rest // n_served, head, group, block, first, count, gl.load(unmasked + group * n_q + block)
+    ONE: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
+    slot = 0
+    phase = 1
+    number = gl.program_id(0)
+    alive = True
+    while alive:
+        alive = number < n_tiles
+        tile = gl.minimum(number, n_tiles - 1)
+        block = tile % n_q
+        rest = tile // n_q
+        head = gl.load(heads + rest % n_served)
+        group = gl.load(groups + rest % n_served)
+        row = group * n_q + block
+        first = gl.load(offsets + row)
+        last = gl.load(offsets + row + 1)
+        plain = gl.load(unmasked + row)
+        start = gl.load(q_starts + group * q_step + block)
+        whole = gl.load(q_whole + group * q_step + block)
+        number = gl.atomic_add(counter, 1, sem="relaxed") + gl.num_programs(0)
+        mbarrier.wait(mail_empty.index(slot), phase)
+        letter = (
+            alive.to(gl.int32), rest // n_served, head, group, block, first, last - first, plain, whole,
+            (start >> 32).to(gl.int32), start.to(gl.int32),
+        )  # fmt: skip
+        for i in gl.static_range(LETTER):
+            mail.index(slot * LETTER + i).store(gl.full([1], letter[i], gl.int32, ONE))
+        mbarrier.arrive(mail_full.index(slot), count=1)
+        slot, phase = step(slot, phase, 2)
+
+
+@gluon.jit
+def read_mail(mail, mail_full, mail_empty, slot, phase, WARPS: gl.constexpr):
+    """Wait for the letter about the next tile, and open it.
+
+    Returns:
+        Whether there is such a tile; its batch row, head, group and query block; its first entry, how many entries it
+        has, how many of them unmasked; whether its query block has no padding; where that starts.
+    """
+    ONE: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
+    mbarrier.wait(mail_full.index(slot), phase)
+    alive = gl.max(mail.index(slot * LETTER).load(ONE), 0) != 0
+    batch = gl.max(mail.index(slot * LETTER + 1).load(ONE), 0)
+    head = gl.max(mail.index(slot * LETTER + 2).load(ONE), 0)
+    group = gl.max(mail.index(slot * LETTER + 3).load(ONE), 0)
+    block = gl.max(mail.index(slot * LETTER + 4).load(ONE), 0)
+    first = gl.max(mail.index(slot * LETTER + 5).load(ONE), 0)
+    count = gl.max(mail.index(slot * LETTER + 6).load(ONE), 0)
+    plain = gl.max(mail.index(slot * LETTER + 7).load(ONE), 0)
+    whole = gl.max(mail.index(slot * LETTER + 8).load(ONE), 0) != 0
+    high = gl.max(mail.index(slot * LETTER + 9).load(ONE), 0)
+    low = gl.max(mail.index(slot * LETTER + 10).load(ONE), 0)
+    mbarrier.arrive(mail_empty.index(slot), count=1)
+    return alive, batch, head, group, block, first, count, plain, whole, (high.to(gl.int64) << 32) | low
 
 
 @gluon.jit
@@ -124,13 +181,13 @@ def fetch(
 
 @gluon.jit
 def produce(
-    tensors, rings, barriers, work, entries, bias_steps, sizes, counter, SHAPE: gl.constexpr, FEATURES: gl.constexpr,
+    tensors, rings, barriers, entries, bias_steps, n_heads, SHAPE: gl.constexpr, FEATURES: gl.constexpr,
 ):  # fmt: skip
-    """The producer warp: draw tiles from the counter, and keep the rings full."""
+    """The producer warp: keep the rings full."""
     q_runs, q_boxes, k_runs, k_boxes, v_runs, v_boxes, tiles, bias = tensors
     q_ring, k_ring, v_ring, mask_ring, bias_ring, mail = rings
     q_full, q_empty, k_full, k_empty, v_full, v_empty, mail_full, mail_empty = barriers
-    starts, masks, blocks, q_starts, _q_whole, q_step = entries
+    starts, masks, blocks = entries[0], entries[1], entries[2]
     bias_b, bias_h, bias_g, n_k = bias_steps
     GROUPS: gl.constexpr = SHAPE[0]
     HEAD_DIM: gl.constexpr = SHAPE[1]
@@ -141,7 +198,6 @@ def produce(
     RUNS: gl.constexpr = FEATURES[2]
     BOXES: gl.constexpr = FEATURES[3]
     INNER: gl.constexpr = FEATURES[4]
-    ONE: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
     Q_BYTES: gl.constexpr = GROUPS * ROWS * HEAD_DIM * 2
     V_BYTES: gl.constexpr = BLOCK_K * HEAD_DIM * 2
     K_BYTES: gl.constexpr = V_BYTES + (BLOCK_K * 4 if HAS_BIAS else 0)
@@ -150,79 +206,70 @@ def produce(
     phase = 1
     slot = 0
     slot_phase = 1
-    number = gl.program_id(0)
-    batch, head, group, block, first, count, plain = tile_at(number, work, sizes)
-    ahead = gl.load(starts + first)
-    mask_ahead = gl.load(masks + first)
-    block_ahead = gl.load(blocks + first)
-    q_ahead = gl.load(q_starts + group * q_step + block)
-    while number < sizes[0]:
+    alive, batch, head, group, _block, first, count, plain, _whole, q_start = read_mail(
+        mail, mail_full, mail_empty, slot, slot_phase ^ 1, 1
+    )
+    while alive:
         n = gl.maximum(count, 1)
-        here_first = first
-        here_batch = batch
-        here_head = head
-        here_plain = plain
         bias_row = batch * bias_b + head * bias_h + group * bias_g
-        q_start = q_ahead
-
-        number = gl.atomic_add(counter, 1, sem="relaxed") + gl.num_programs(0)
-        mbarrier.wait(mail_empty.index(slot), slot_phase)
-        mail.index(slot).store(gl.full([1], number, gl.int32, ONE))
-        mbarrier.arrive(mail_full.index(slot), count=1)
-        batch, head, group, block, first, count, plain = tile_at(number, work, sizes)
-
+        ahead = gl.load(starts + first)
+        mask_ahead = 0
+        if MASKED:
+            mask_ahead = gl.load(masks + first)
+        block_ahead = 0
+        if HAS_BIAS:
+            block_ahead = gl.load(blocks + first)
         mbarrier.wait(q_empty.index(slot), slot_phase)
         mbarrier.expect(q_full.index(slot), Q_BYTES)
         for i in gl.static_range(GROUPS):
             fetch(
                 q_runs, q_boxes, q_ring.index(slot * GROUPS + i), q_full.index(slot), q_start,
                 (Q_STEP[0] * i, Q_STEP[1] * i, Q_STEP[2] * i, ROWS * i),
-                here_batch, here_head, sizes[3], HEAD_DIM, INNER[0], RUNS[0], BOXES[0],
+                batch, head, n_heads, HEAD_DIM, INNER[0], RUNS[0], BOXES[0],
             )  # fmt: skip
         for i in range(n):
             start = ahead
             mask = mask_ahead
-            ahead = gl.load(starts + here_first + gl.minimum(i + 1, n - 1))
+            ahead = gl.load(starts + first + gl.minimum(i + 1, n - 1))
             mbarrier.wait(k_empty.index(stage), phase)
             if MASKED:
-                mask_ahead = gl.load(masks + here_first + gl.minimum(i + 1, n - 1))
-                if i >= here_plain:
+                mask_ahead = gl.load(masks + first + gl.minimum(i + 1, n - 1))
+                if i >= plain:
                     mbarrier.expect(k_full.index(stage), K_BYTES + MASK_BYTES)
                     for j in gl.static_range(GROUPS):
-                        at = (mask * GROUPS + j) * ROWS
                         words = mask_ring.index(stage * GROUPS + j)
-                        tma.async_copy_global_to_shared(tiles, (at, 0), k_full.index(stage), words)
+                        tma.async_copy_global_to_shared(tiles, (mask * GROUPS + j, 0), k_full.index(stage), words)
                 else:
                     mbarrier.expect(k_full.index(stage), K_BYTES)
             else:
                 mbarrier.expect(k_full.index(stage), K_BYTES)
             if HAS_BIAS:
-                at = (bias_row * n_k + block_ahead) * (BLOCK_K // 4)
+                at = bias_row * n_k + block_ahead
                 tma.async_copy_global_to_shared(bias, (at, 0), k_full.index(stage), bias_ring.index(stage))
-                block_ahead = gl.load(blocks + here_first + gl.minimum(i + 1, n - 1))
+                block_ahead = gl.load(blocks + first + gl.minimum(i + 1, n - 1))
             fetch(
                 k_runs, k_boxes, k_ring.index(stage), k_full.index(stage), start, (0, 0, 0, 0),
-                here_batch, here_head, sizes[3], HEAD_DIM, INNER[1], RUNS[1], BOXES[1],
+                batch, head, n_heads, HEAD_DIM, INNER[1], RUNS[1], BOXES[1],
             )  # fmt: skip
             mbarrier.wait(v_empty.index(stage), phase)
             mbarrier.expect(v_full.index(stage), V_BYTES)
             fetch(
                 v_runs, v_boxes, v_ring.index(stage), v_full.index(stage), start, (0, 0, 0, 0),
-                here_batch, here_head, sizes[3], HEAD_DIM, INNER[2], RUNS[1], BOXES[1],
+                batch, head, n_heads, HEAD_DIM, INNER[2], RUNS[1], BOXES[1],
             )  # fmt: skip
             stage, phase = step(stage, phase, STAGES)
-        ahead = gl.load(starts + first)
-        mask_ahead = gl.load(masks + first)
-        block_ahead = gl.load(blocks + first)
-        q_ahead = gl.load(q_starts + group * q_step + block)
         slot, slot_phase = step(slot, slot_phase, 2)
+        alive, batch, head, group, _block, first, count, plain, _whole, q_start = read_mail(
+            mail, mail_full, mail_empty, slot, slot_phase ^ 1, 1
+        )
 
 
 @gluon.jit
 def weigh(scores, top, words, bias, factor, MASKED: gl.constexpr, CAREFUL: gl.constexpr, HAS_BIAS: gl.constexpr):
     """Softmax of one key block: weights, their sums, and the largest logits of each query so far, to the base 2."""
     if HAS_BIAS:
-        added = bias.load(bias_layout()).reshape([BLOCK_K])
+        ROWWISE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
+        added = bias._reinterpret(gl.float32, [BLOCK_K // 4, 4], ROWWISE).load(bias_layout()).reshape([BLOCK_K])
         added = gl.convert_layout(added, gl.SliceLayout(0, scores.type.layout), assert_trivial=True)
         scores = scores * factor + added[None, :]
         factor = 1.0
@@ -284,7 +331,7 @@ def visit(
     scores = warpgroup_mma_wait(1, [scores])
     words = 0
     if MASKED:
-        words = mask_ring.index(stage * SHAPE[0] + GROUP).load(words_layout())
+        words = words_of(mask_ring.index(stage * SHAPE[0] + GROUP))
     if not HAS_BIAS:
         mbarrier.arrive(k_empty.index(stage), count=1)
     before = top
@@ -302,17 +349,14 @@ def visit(
 
 @gluon.jit
 def consume(
-    outputs, rings, barriers, work, lists, sizes, scale,
+    outputs, rings, barriers, lengths, n_heads, scale,
     GROUP: gl.constexpr, SHAPE: gl.constexpr, FEATURES: gl.constexpr,
 ):  # fmt: skip
     """One consumer warpgroup: 64 queries of every tile."""
     o_runs, o_boxes, out, lse = outputs
     q_ring, k_ring, v_ring, mask_ring, bias_ring, mail = rings
     q_full, q_empty, k_full, k_empty, v_full, v_empty, mail_full, mail_empty = barriers
-    entries, lengths = lists
     q_order, q_order_step, q_len = lengths
-    q_starts, q_whole, q_step = entries[3], entries[4], entries[5]
-    n_heads = sizes[3]
     GROUPS: gl.constexpr = SHAPE[0]
     HEAD_DIM: gl.constexpr = SHAPE[1]
     STAGES: gl.constexpr = SHAPE[2]
@@ -327,8 +371,6 @@ def consume(
     SUMS: gl.constexpr = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, HEAD_DIM, 16])
     SCORE_ROWS: gl.constexpr = gl.SliceLayout(1, SCORES)
     SUM_ROWS: gl.constexpr = gl.SliceLayout(1, SUMS)
-    WORDS: gl.constexpr = words_layout()
-    ONE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     BLOCK_Q: gl.constexpr = GROUPS * ROWS
     DTYPE: gl.constexpr = q_ring.dtype
     zeros = gl.zeros([ROWS, BLOCK_K], gl.float32, SCORES)
@@ -336,30 +378,20 @@ def consume(
     phase = 0
     slot = 0
     slot_phase = 0
-    number = gl.program_id(0)
-    batch, head, group, block, _first, count, plain = tile_at(number, work, sizes)
+    alive, batch, head, group, block, _first, count, plain, whole, start = read_mail(
+        mail, mail_full, mail_empty, slot, slot_phase, 4
+    )
     started = False
-    while number < sizes[0]:
-        here_batch = batch
-        here_head = head
-        here_group = group
-        here_block = block
-        n_real = count
-        n_plain = plain
+    while alive:
         n = gl.maximum(count, 1)
-        mbarrier.wait(mail_full.index(slot), slot_phase)
-        number = gl.max(mail.index(slot).load(ONE), 0)
-        mbarrier.arrive(mail_empty.index(slot), count=1)
-        batch, head, group, block, _first, count, plain = tile_at(number, work, sizes)
-
         q = q_ring.index(slot * GROUPS + GROUP)
         mbarrier.wait(q_full.index(slot), slot_phase)
         mbarrier.wait(k_full.index(stage), phase)
         scores = warpgroup_mma(q, k_ring.index(stage).permute((1, 0)), zeros, use_acc=False, is_async=True)
         scores = warpgroup_mma_wait(0, [scores])
         if MASKED:
-            if n_plain == 0:
-                scores = hide(scores, mask_ring.index(stage * GROUPS + GROUP).load(WORDS))
+            if plain == 0:
+                scores = hide(scores, words_of(mask_ring.index(stage * GROUPS + GROUP)))
         top = gl.full([ROWS], -INFINITY, gl.float32, SCORE_ROWS)
         softmax = weigh(scores, top, 0, bias_ring.index(stage), scale, False, MASKED or HAS_BIAS, HAS_BIAS)
         mbarrier.arrive(k_empty.index(stage), count=1)
@@ -371,7 +403,7 @@ def consume(
         sums = gl.zeros([ROWS, HEAD_DIM], gl.float32, SUMS)
         masked_from = n
         if MASKED:
-            masked_from = gl.maximum(n_plain, 1)
+            masked_from = gl.maximum(plain, 1)
         for _i in range(1, masked_from):
             stage, phase, top, total, sums, packed = visit(
                 q, rings, barriers, stage, phase, top, total, sums, packed, scale, zeros,
@@ -383,9 +415,7 @@ def consume(
                     q, rings, barriers, stage, phase, top, total, sums, packed, scale, zeros,
                     GROUP, SHAPE, True, HAS_BIAS,
                 )  # fmt: skip
-        start = gl.load(q_starts + here_group * q_step + here_block)
-        whole = gl.load(q_whole + here_group * q_step + here_block) != 0
-        order = q_order + here_group * q_order_step + here_block * BLOCK_Q + GROUP * ROWS
+        order = q_order + group * q_order_step + block * BLOCK_Q + GROUP * ROWS
         token = gl.load(order + gl.arange(0, ROWS, SCORE_ROWS))
         mbarrier.wait(v_full.index(stage), phase)
         sums = warpgroup_mma(unpack(packed, DTYPE, SUMS), v_ring.index(stage), sums, is_async=True)
@@ -393,33 +423,36 @@ def consume(
         mbarrier.arrive(v_empty.index(stage), count=1)
         stage, phase = step(stage, phase, STAGES)
 
-        empty = (total == 0.0) | (n_real == 0)
+        empty = (total == 0.0) | (count == 0)
         inverse = gl.convert_layout(gl.where(empty, 0.0, 1.0 / total), SUM_ROWS)
         result = gl.where(inverse[:, None] == 0.0, 0.0, sums * inverse[:, None]).to(DTYPE)
         stat = gl.where(empty, -INFINITY, (top + gl.log2(total)) * LN_2)
-        outer = here_batch.to(gl.int64) * n_heads + here_head
+        outer = batch.to(gl.int64) * n_heads + head
         gl.store(lse + outer * q_len + token, stat, mask=token >= 0)
 
         frame = (start >> 48).to(gl.int32)
         row = ((start >> 32) & 0xFFFF).to(gl.int32)
         column = (start & 0x7FFFFFFF).to(gl.int32)
-        inner = here_head * HEAD_DIM
+        inner = head * HEAD_DIM
         q.store(result)
         fence_async_shared()
         if BOXES[0]:
             if frame >= 0:
-                at = (here_batch, frame + Q_STEP[0] * GROUP, row + Q_STEP[1] * GROUP, column + Q_STEP[2] * GROUP, inner)
+                at = (batch, frame + Q_STEP[0] * GROUP, row + Q_STEP[1] * GROUP, column + Q_STEP[2] * GROUP, inner)
                 tma.async_copy_shared_to_global(o_boxes, at, q._reinterpret(DTYPE, o_boxes.block_shape, o_boxes.layout))
         if RUNS[0]:
             if (frame < 0) & whole:
-                at = (here_batch, column + ROWS * GROUP, inner)
+                at = (batch, column + ROWS * GROUP, inner)
                 tma.async_copy_shared_to_global(o_runs, at, q._reinterpret(DTYPE, o_runs.block_shape, o_runs.layout))
-            if (frame < 0) & (whole == 0):  # padding in the run: the rows behind it belong to other tiles
+            if (frame < 0) & (not whole):  # padding in the run: the rows behind it belong to other tiles
                 row_token = gl.load(order + gl.arange(0, ROWS, SUM_ROWS))
-                places = (here_batch.to(gl.int64) * q_len + row_token) * n_heads + here_head
+                places = (batch.to(gl.int64) * q_len + row_token) * n_heads + head
                 cells = places[:, None] * HEAD_DIM + gl.arange(0, HEAD_DIM, gl.SliceLayout(0, SUMS))[None, :]
                 gl.store(out + cells, result, mask=(row_token >= 0)[:, None])
         slot, slot_phase = step(slot, slot_phase, 2)
+        alive, batch, head, group, block, _first, count, plain, whole, start = read_mail(
+            mail, mail_full, mail_empty, slot, slot_phase, 4
+        )
     tma.store_wait(0)
 
 
@@ -430,20 +463,20 @@ def rings_of(DTYPE: gl.constexpr, GROUPS: gl.constexpr, HEAD_DIM: gl.constexpr, 
     q = gl.allocate_shared_memory(DTYPE, [2 * GROUPS, ROWS, HEAD_DIM], SWIZZLE)
     k = gl.allocate_shared_memory(DTYPE, [STAGES, BLOCK_K, HEAD_DIM], SWIZZLE)
     v = gl.allocate_shared_memory(DTYPE, [STAGES, BLOCK_K, HEAD_DIM], SWIZZLE)
-    masks = gl.allocate_shared_memory(gl.int32, [STAGES * GROUPS, ROWS, 4], gl.NVMMASharedLayout(0, 32, 2))
-    bias = gl.allocate_shared_memory(gl.float32, [STAGES, BLOCK_K // 4, 4], gl.NVMMASharedLayout(0, 32, 2))
-    mail = gl.allocate_shared_memory(gl.int32, [2, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    masks = gl.allocate_shared_memory(gl.int32, [STAGES * GROUPS, 1, ROWS * 4], gl.NVMMASharedLayout(0, 32, 2))
+    bias = gl.allocate_shared_memory(gl.float32, [STAGES, 1, BLOCK_K], gl.NVMMASharedLayout(0, 32, 2))
+    mail = gl.allocate_shared_memory(gl.int32, [2 * LETTER, 1], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     return q, k, v, masks, bias, mail
 
 
 @gluon.jit
-def barriers_of(SLOTS: gl.constexpr, GROUPS: gl.constexpr):
+def barriers_of(SLOTS: gl.constexpr, READERS: gl.constexpr):
     """A full and an empty barrier for each slot of one ring."""
     full = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     empty = gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout())
     for i in gl.static_range(SLOTS):
         mbarrier.init(full.index(i), count=1)
-        mbarrier.init(empty.index(i), count=GROUPS)
+        mbarrier.init(empty.index(i), count=READERS)
     return full, empty
 
 
@@ -471,7 +504,7 @@ def attend_kernel(
     q_full, q_empty = barriers_of(2, GROUPS)
     k_full, k_empty = barriers_of(SHAPE[2], GROUPS)
     v_full, v_empty = barriers_of(SHAPE[2], GROUPS)
-    mail_full, mail_empty = barriers_of(2, GROUPS)
+    mail_full, mail_empty = barriers_of(2, GROUPS + 1)
     tensors = (q_runs, q_boxes, k_runs, k_boxes, v_runs, v_boxes, tiles, bias)
     outputs = (o_runs, o_boxes, out, lse)
     rings = (q_ring, k_ring, v_ring, mask_ring, bias_ring, mail)
@@ -479,26 +512,28 @@ def attend_kernel(
     work = (offsets, unmasked, heads, groups)
     entries = (starts, masks, blocks, q_starts, q_whole, q_starts_step)
     bias_steps = (bias_b, bias_h, bias_g, n_k)
-    sizes = (n_tiles, n_q, n_served, n_heads)
-    lists = (entries, (q_order, q_order_step, q_len))
+    sizes = (n_tiles, n_q, n_served)
+    lengths = (q_order, q_order_step, q_len)
     if GROUPS == 2:
         gl.warp_specialize(
             [
-                (consume, (outputs, rings, barriers, work, lists, sizes, scale, 0, SHAPE, FEATURES)),
-                (consume, (outputs, rings, barriers, work, lists, sizes, scale, 1, SHAPE, FEATURES)),
-                (produce, (tensors, rings, barriers, work, entries, bias_steps, sizes, counter, SHAPE, FEATURES)),
+                (consume, (outputs, rings, barriers, lengths, n_heads, scale, 0, SHAPE, FEATURES)),
+                (consume, (outputs, rings, barriers, lengths, n_heads, scale, 1, SHAPE, FEATURES)),
+                (produce, (tensors, rings, barriers, entries, bias_steps, n_heads, SHAPE, FEATURES)),
+                (schedule, (mail, mail_full, mail_empty, work, entries, sizes, counter)),
             ],
-            [4, 1],
-            [REGISTERS[0], REGISTERS[1]],
-        )  # fmt: skip
+            [4, 1, 1],
+            [REGISTERS[0], REGISTERS[1], REGISTERS[1]],
+        )
     else:
         gl.warp_specialize(
             [
-                (consume, (outputs, rings, barriers, work, lists, sizes, scale, 0, SHAPE, FEATURES)),
-                (consume, (outputs, rings, barriers, work, lists, sizes, scale, 1, SHAPE, FEATURES)),
-                (consume, (outputs, rings, barriers, work, lists, sizes, scale, 2, SHAPE, FEATURES)),
-                (produce, (tensors, rings, barriers, work, entries, bias_steps, sizes, counter, SHAPE, FEATURES)),
+                (consume, (outputs, rings, barriers, lengths, n_heads, scale, 0, SHAPE, FEATURES)),
+                (consume, (outputs, rings, barriers, lengths, n_heads, scale, 1, SHAPE, FEATURES)),
+                (consume, (outputs, rings, barriers, lengths, n_heads, scale, 2, SHAPE, FEATURES)),
+                (produce, (tensors, rings, barriers, entries, bias_steps, n_heads, SHAPE, FEATURES)),
+                (schedule, (mail, mail_full, mail_empty, work, entries, sizes, counter)),
             ],
-            [4, 4, 1],
-            [REGISTERS[0], REGISTERS[0], REGISTERS[1]],
-        )  # fmt: skip
+            [4, 4, 1, 1],
+            [REGISTERS[0], REGISTERS[0], REGISTERS[1], REGISTERS[1]],
+        )
