@@ -36,9 +36,9 @@ from visparse_kernels.testing_compile import assemble, hopper_driver
 
 HEAD_DIMS = (64, 128)
 BLOCKS = ((128, 64), (128, 128), (192, 128), (64, 64))
-DTYPE = torch.bfloat16
+DTYPE, DEVICE = torch.bfloat16, "cuda"
 TOKENS, HEADS, KEEP = 16300, 24, 0.125  # no multiple of a block, as in real models, so keys are padded
-MOST_SPILLED = 64  # bytes, at the edge of the loops; sums that spill take hundreds
+MOST_SPILLED = 64  # bytes, at the edge of the loops; sums that spill take thousands
 ROUNDS, REPEATS = 7, 3
 
 
@@ -87,7 +87,7 @@ def compile_one(candidate: Candidate, bias: bool = False) -> dict[str, int] | st
     return {"registers": made.registers, "spilled": made.spilled, "shared": made.shared}
 
 
-def build_lists(block_q: int, block_k: int, keep: float, device: str) -> BlockLists:
+def build_lists(block_q: int, block_k: int, keep: float) -> BlockLists:
     """Keep the same share of random blocks in every row, apart for each head; all blocks where ``keep`` is 1."""
     groups = 1 if keep == 1 else HEADS
     n_q, n_k = -(-TOKENS // block_q), -(-TOKENS // block_k)
@@ -106,7 +106,7 @@ def build_lists(block_q: int, block_k: int, keep: float, device: str) -> BlockLi
         cols=cols.flatten(),
         tile=torch.full((cols.numel(),), -1),
     )
-    return lists.to(device)
+    return lists.to(DEVICE)
 
 
 class Problem:
@@ -120,11 +120,12 @@ class Problem:
     """
 
     def __init__(self, head_dim: int, block_q: int, block_k: int, keep: float) -> None:
-        make = torch.Generator(device="cuda").manual_seed(0)
+        """Draw the inputs and compute the truth."""
+        make = torch.Generator(device=DEVICE).manual_seed(0)
         shape = (TOKENS, HEADS, head_dim)
-        self.q, self.k, self.v = torch.randn(3, 1, *shape, generator=make, device="cuda").to(DTYPE).unbind()
-        self.out, self.lse = torch.empty_like(self.q), torch.empty(1, HEADS, TOKENS, device="cuda")
-        self.lists = build_lists(block_q, block_k, keep, "cuda")
+        self.q, self.k, self.v = torch.randn(3, 1, *shape, generator=make, device=DEVICE).to(DTYPE).unbind()
+        self.out, self.lse = torch.empty_like(self.q), torch.empty(1, HEADS, TOKENS, device=DEVICE)
+        self.lists = build_lists(block_q, block_k, keep)
         self.scale = head_dim**-0.5
         self.flops = 4.0 * self.lists.block_density * TOKENS * TOKENS * head_dim * HEADS
         rows = [(head, block) for head in (0, 11, 23) for block in (0, self.lists.n_q - 1)]
@@ -133,7 +134,9 @@ class Problem:
     def _truth(self, head: int, block: int) -> tuple[slice, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         size = self.lists.block_q
         rows = slice(block * size, min(TOKENS, (block + 1) * size))
-        mask = query_block_mask(self.lists, int(self.lists.head_group[head]), block, block + 1)[: rows.stop - rows.start]
+        mask = query_block_mask(self.lists, int(self.lists.head_group[head]), block, block + 1)[
+            : rows.stop - rows.start
+        ]
         q, k, v = self.q[:, rows, [head]], self.k[:, :, [head]], self.v[:, :, [head]]
         wanted = eager(q.double(), k.double(), v.double(), mask[None], self.scale)
         return rows, wanted, eager(q, k, v, mask[None], self.scale)
@@ -157,8 +160,9 @@ class Problem:
 
     def cudnn(self) -> None:
         """Run cuDNN's dense attention on the same inputs."""
+        q, k, v = (x.transpose(1, 2) for x in (self.q, self.k, self.v))
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            scaled_dot_product_attention(*(x.transpose(1, 2) for x in (self.q, self.k, self.v)))
+            scaled_dot_product_attention(q, k, v)
 
 
 def median_times(calls: list[Any]) -> list[float]:
@@ -232,17 +236,27 @@ def main() -> None:
         kept = []
         for candidate in found:
             numbers = made[candidate]
-            if isinstance(numbers, str) or numbers["spilled"] > MOST_SPILLED or numbers["shared"] > HOPPER_SHARED_MEMORY:
+            if (
+                isinstance(numbers, str)
+                or numbers["spilled"] > MOST_SPILLED
+                or numbers["shared"] > HOPPER_SHARED_MEMORY
+            ):
                 print(f"{head_dim:>4}{f'{block_q}x{block_k}':>9} left out: {candidate.cut}: {numbers}")
             else:
                 kept.append(candidate)
-        figures, cudnn = measure(kept)
+        figures, cudnn = measure(kept) if kept else ([], 0.0)
+        if not figures:
+            print(f"{head_dim:>4}{f'{block_q}x{block_k}':>9} nothing is left, so the rule serves it")
+            continue
         for place, row in enumerate(figures):
             cut = Tiling(row["tile_q"], row["tile_k"], row["num_warps"], row["num_stages"], "table")
             numbers = made[Candidate(head_dim, block_q, block_k, cut)]
-            print(f"{head_dim:>4}{f'{block_q}x{block_k}':>9}{f'{cut.tile_q}x{cut.tile_k}':>9}{cut.num_warps:>6}", end="")
-            print(f"{cut.num_stages:>7}{numbers['registers']:>5}{numbers['spilled']:>6}", end="")
-            print(f"{row['tflops_full']:>8}{row['tflops_sparse']:>8}  {cudnn:.1f}{'' if place else '  <- chosen'}")
+            spent = f"{numbers['registers']:>5}{numbers['spilled']:>6}" if isinstance(numbers, dict) else ""
+            print(
+                f"{head_dim:>4}{f'{block_q}x{block_k}':>9}{f'{cut.tile_q}x{cut.tile_k}':>9}{cut.num_warps:>6}", end=""
+            )
+            print(f"{cut.num_stages:>7}{spent}{row['tflops_full']:>8}{row['tflops_sparse']:>8}  {cudnn:.1f}", end="")
+            print("" if place else "  <- chosen")
         key = {"capability": capability, "head_dim": head_dim, "itemsize": DTYPE.itemsize}
         rows.append(key | {"block_q": block_q, "block_k": block_k} | figures[0] | {"tflops_cudnn": round(cudnn, 1)})
     result = {
