@@ -36,7 +36,7 @@ def test_bf16_uses_tensor_cores_and_keeps_its_sums_in_registers(head_dim, block_
     cut, kernel = compile_for_hopper(head_dim, block_q, block_k, bias=bias, padded=padded)
     made = assemble(kernel)
     assert made.registers * made.warps * 32 <= 65536
-    assert made.spilled <= (256 if bias else 64)  # bytes, at the edge of the loops; sums that spill take thousands
+    assert made.spilled <= (768 if bias else 256)  # bytes; sums that spill take thousands
     assert made.shared <= 232448
     assert made.warps == cut.num_warps
     assert made.count("HGMMA") > 0

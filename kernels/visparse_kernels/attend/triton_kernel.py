@@ -149,7 +149,8 @@ def attend_kernel(
 ):
     """Compute the output and the log-sum-exp of one tile of queries; grid (query tiles, heads, batch).
 
-    ``scale`` includes log2(e). A skipped head (group -1) borrows the order of group 0 and walks no list.
+    ``scale`` includes log2(e). A skipped head (group -1) borrows the order of group 0 and walks no list; nor does
+    a tile of padding.
     """
     Q_PARTS: tl.constexpr = BLOCK_Q // TILE_Q
     K_PARTS: tl.constexpr = BLOCK_K // TILE_K
@@ -157,12 +158,12 @@ def attend_kernel(
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
     group = tl.load(head_group + head)
-    alive = group >= 0
     table = tl.maximum(group, 0).to(tl.int64)
 
     slot = tl.arange(0, TILE_Q)
     dim = tl.arange(0, PADDED_DIM)
     q_token = tl.load(q_order + table * q_order_step + tile * TILE_Q + slot)
+    alive = (group >= 0) & (tl.max(q_token, 0) >= 0)
     q_row = q_token.to(tl.int64)
     q_real = (q_token >= 0)[:, None] & (dim < HEAD_DIM)[None, :]
     q_at = q + batch * stride_qb + head * stride_qh + q_row[:, None] * stride_qs + dim[None, :]
