@@ -67,7 +67,7 @@ class SlidingTile(Contender):
 
 
 class VideoSparse(Contender):
-    """`block_sparse_attn_from_indices` in blocks of 64 x 64. Tokens are put into blocks inside the call."""
+    """Its block-sparse forward from lists of 64 x 64 blocks. Tokens are put into blocks inside the call."""
 
     name = "fastvideo_vsa"
     setup_seconds = 20.0
@@ -95,7 +95,7 @@ class VideoSparse(Contender):
 
     def prepare(self, problem: Problem) -> Callable[[], Tensor]:
         """Translate the lists."""
-        attention = import_module("fastvideo_kernel.block_sparse_attn").block_sparse_attn_from_indices
+        attention = _forward()
         lists = self.built(problem).lists
         count, index = (x[None] for x in block_rows(lists))
         sizes = torch.full((lists.n_k,), _BLOCK, dtype=torch.int32, device=lists.device)
@@ -114,3 +114,18 @@ class VideoSparse(Contender):
         """Whether its own CUDA kernel is there, or its Triton one runs."""
         forward, _ = import_module("fastvideo_kernel.block_sparse_attn")._get_sm90_ops()
         return {"variant": "triton" if forward is None else "thunderkittens"}
+
+
+def _forward() -> Callable[..., Any]:
+    """The function that takes indices; older versions have it under the names of its two kernels only."""
+    module = import_module("fastvideo_kernel.block_sparse_attn")
+    public: Callable[..., Any] | None = getattr(module, "block_sparse_attn_from_indices", None)
+    hopper: Callable[..., Any] | None = module._get_sm90_ops()[0]
+    if public is not None:
+        return public
+    if hopper is not None:
+        return hopper
+    triton: Callable[..., Any] = import_module(
+        "fastvideo_kernel.triton_kernels.block_sparse_attn_triton"
+    ).triton_block_sparse_attn_forward
+    return triton
