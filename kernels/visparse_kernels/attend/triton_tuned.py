@@ -61,13 +61,15 @@ def find_tiling(
 def rule(head_dim: int, dtype: torch.dtype, block_q: int, block_k: int, shared_memory: int) -> Tiling | None:
     """Return the tiling of a case that nobody measured; the arguments are those of `find_tiling`.
 
-    The largest power of two that divides the block, up to 128 queries (64 above a head size of 128) and 64 keys, so
-    that sums and scores stay in registers. Tiles are halved, keys first, until two buffers of K and V fit. Four warps
-    where they hold the sums and scores, else eight; twice as many in fp32, which takes twice the registers.
+    The largest power of two that divides the block, up to a limit that keeps sums and scores in registers on sm_90
+    (seen by compiling): 128 queries (64 above a head size of 128) and 64 keys, four warps where they hold sums and
+    scores, else eight. Products in fp32 use no tensor cores and hold whole rows in registers: there 4096 sums and 32
+    keys, eight warps. Tiles are halved, keys first, until two buffers of K and V fit.
     """
     dim = padded(head_dim)
-    tile_q = min(block_q & -block_q, 128 if dim <= 128 else 64)
-    tile_k = min(block_k & -block_k, 64)
+    plain = dtype == torch.float32
+    most_q, most_k = (min(128, 4096 // dim), 32) if plain else (128 if dim <= 128 else 64, 64)
+    tile_q, tile_k = min(block_q & -block_q, most_q), min(block_k & -block_k, most_k)
     while (stages := fitting_stages(dim, dtype, tile_q, tile_k, shared_memory)) < 2:
         if tile_k > _SMALLEST_TILE[1]:
             tile_k //= 2
@@ -77,9 +79,8 @@ def rule(head_dim: int, dtype: torch.dtype, block_q: int, block_k: int, shared_m
             break
     if stages < 1:
         return None
-    wide = dtype == torch.float32
-    warps = (4 if tile_q * (dim + tile_k) <= 128 * 128 else 8) * (2 if wide else 1)
-    return Tiling(tile_q, tile_k, warps, min(2 if wide else 3, stages), "rule")
+    warps = 8 if plain or tile_q * (dim + tile_k) > 128 * 128 else 4
+    return Tiling(tile_q, tile_k, warps, min(2 if plain else 3, stages), "rule")
 
 
 def fitting_stages(dim: int, dtype: torch.dtype, tile_q: int, tile_k: int, shared_memory: int) -> int:
