@@ -20,7 +20,7 @@ CASES = sorted({*SIZES, *((row[1], *row[3:]) for row in table() if row[0] == (9,
 
 
 def compile_for_hopper(head_dim, block_q, block_k, *, dtype=torch.bfloat16, bias=False, padded=True):
-    cut = find_tiling(head_dim, dtype, block_q, block_k)
+    cut = find_tiling(head_dim, dtype, block_q, block_k, ragged=padded)
     k_len = 4 * block_k - (1 if padded else 0)
     lists = random_lists(q_len=2 * block_q, k_len=k_len, block_q=block_q, block_k=block_k, head_group=[0] * 24)
     q, k = (torch.zeros(1, length, 24, head_dim, dtype=dtype) for length in (lists.q_len, k_len))

@@ -52,6 +52,7 @@ def test_the_table_comes_before_the_rule(measured) -> None:
     for case in [(64, torch.bfloat16, 192, 128), (128, torch.float32, 192, 128), (128, torch.bfloat16, 128, 128)]:
         assert find_tiling(*case).source == "rule"
     assert find_tiling(128, torch.bfloat16, 192, 128, capability=(10, 0)).source == "rule"
+    assert find_tiling(128, torch.bfloat16, 192, 128, ragged=False).source == "rule"
 
 
 def test_the_table_that_ships_fits() -> None:

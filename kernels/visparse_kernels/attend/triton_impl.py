@@ -40,7 +40,9 @@ def can_run(device: torch.device, dtype: torch.dtype, head_dim: int, block_q: in
 
 
 @cache
-def tiling(device: torch.device, dtype: torch.dtype, head_dim: int, block_q: int, block_k: int) -> Tiling | None:
+def tiling(
+    device: torch.device, dtype: torch.dtype, head_dim: int, block_q: int, block_k: int, ragged: bool = True
+) -> Tiling | None:
     """Return how the kernel cuts the blocks of a case, and whether that was measured or comes from the rule.
 
     Args:
@@ -49,20 +51,30 @@ def tiling(device: torch.device, dtype: torch.dtype, head_dim: int, block_q: int
         head_dim: size of a head.
         block_q: query slots per block, a multiple of 16.
         block_k: key slots per block, a multiple of 32.
+        ragged: whether the key order holds padding.
 
     Returns:
         The tiling; None where the device has not enough shared memory.
     """
     if device.type != "cuda":
-        return find_tiling(head_dim, dtype, block_q, block_k)
+        return find_tiling(head_dim, dtype, block_q, block_k, ragged=ragged)
     return find_tiling(
         head_dim,
         dtype,
         block_q,
         block_k,
+        ragged=ragged,
         capability=torch.cuda.get_device_capability(device),
         shared_memory=max_shared_memory(device.index or 0),
     )
+
+
+def is_ragged(lists: BlockLists) -> bool:
+    """Say whether the key order may hold padding.
+
+    Keys of boxes may lie in several slots or in none, so there the number of slots says nothing.
+    """
+    return lists.boxes is not None or lists.k_order.shape[1] != lists.k_len
 
 
 def run(
@@ -77,7 +89,7 @@ def run(
         ValueError: the case cannot be served; `can_run` says so before.
     """
     batch, q_len, heads, head_dim = q.shape
-    cut = tiling(q.device, q.dtype, head_dim, lists.block_q, lists.block_k)
+    cut = tiling(q.device, q.dtype, head_dim, lists.block_q, lists.block_k, is_ragged(lists))
     if cut is None:
         raise ValueError(f"lists: {can_run(q.device, q.dtype, head_dim, lists.block_q, lists.block_k)}")
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -153,8 +165,7 @@ def launch(
         "HEAD_DIM": head_dim,
         "PADDED_DIM": padded(head_dim),
         "HAS_BIAS": bias is not None,
-        # keys of boxes may lie in several slots or in none, so there the number of slots says nothing
-        "HAS_PADDING": lists.boxes is not None or lists.k_order.shape[1] != lists.k_len,
+        "HAS_PADDING": is_ragged(lists),
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
         "num_warps": cut.num_warps,
         "num_stages": cut.num_stages,

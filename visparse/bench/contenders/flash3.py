@@ -40,6 +40,6 @@ class Flash3(Contender):
         return call
 
 
-def first(result: Tensor | tuple[Tensor, ...]) -> Tensor:
+def first(result: Tensor | tuple[Tensor, ...] | list[Tensor]) -> Tensor:
     """The output of a peer that returns it alone or with more behind it."""
-    return result[0] if isinstance(result, tuple) else result
+    return result[0] if isinstance(result, (tuple, list)) else result

@@ -13,7 +13,7 @@ from torch import Tensor
 from visparse.bench.contenders.base import Contender
 from visparse.bench.contenders.slots import Slots, no_slots
 from visparse.bench.problem import Built, Problem
-from visparse_kernels import BlockLists, attend, explain
+from visparse_kernels import BlockLists, Boxes, attend, explain
 
 _MASK = 2**28  # pairs that the reference may expand
 
@@ -82,7 +82,7 @@ class Pretiled(Ours):
         return "tokens lie in blocks already" if Slots(lists).plain else None
 
     def prepare(self, problem: Problem) -> Callable[[], Tensor]:
-        """Put tokens into slots; order tables then say where there is no token."""
+        """Put tokens into slots; order tables then say where there is no token, and every block is a run."""
         lists, inputs = self.built(problem).lists, problem.inputs
         slots = Slots(lists)
         q, k, v = slots.queries(inputs.q, 1), slots.keys(inputs.k, 1), slots.keys(inputs.v, 1)
@@ -92,7 +92,7 @@ class Pretiled(Ours):
             k_len=k.shape[1],
             q_order=_in_place(lists.q_order),
             k_order=_in_place(lists.k_order),
-            boxes=None,
+            boxes=_all_runs(lists),
         )
         return cast(Callable[[], Tensor], partial(attend, q, k, v, tiled, impl=self.impl))
 
@@ -104,6 +104,23 @@ class Pretiled(Ours):
 def _in_place(order: Tensor) -> Tensor:
     slots = torch.arange(order.shape[1], dtype=torch.int32, device=order.device)
     return torch.where(order >= 0, slots, -1)
+
+
+def _all_runs(lists: BlockLists) -> Boxes:
+    """Say that every block is a run, so that slots without a token are allowed anywhere."""
+
+    def starts(order: Tensor, block: int) -> Tensor:
+        first = torch.arange(0, order.shape[1], block, dtype=torch.int32, device=order.device)
+        return torch.stack([torch.full_like(first, -1), torch.zeros_like(first), first], -1).expand(len(order), -1, -1)
+
+    return Boxes(
+        grid=(1, 1, 1),
+        first=0,
+        q_box=(None,) * len(lists.q_order),
+        k_box=(None,) * len(lists.k_order),
+        q_starts=starts(lists.q_order, lists.block_q).contiguous(),
+        k_starts=starts(lists.k_order, lists.block_k).contiguous(),
+    )
 
 
 def all_ours() -> list[Contender]:
