@@ -9,4 +9,5 @@ python3 -m pytest -q -m gpu -p no:cacheprovider ${PYTEST_ARGS:-}
 python3 -m visparse.cli bench kernels --device cuda --out "$out/kernels_cuda.json"
 python3 -m visparse.cli bench kernels --device cuda --case demo --seconds 60 --out "$out/kernels_cuda_demo.json"
 python3 -m visparse.cli bench compile --device cuda --seconds 60 --out "$out/compile_cuda.json"
+python3 -m visparse.cli bench step --device cuda --out "$out/step_cuda.json"
 python3 -m visparse.cli demo --device cuda --repeats 5 --out "$out/page" --json > "$out/demo_cuda.json"
