@@ -29,7 +29,7 @@ def block_bits(pattern: Pattern, grid: Grid, q: Tensor, k: Tensor, rows: Tensor,
         padding are 0.
     """
     factors = pattern.factors(grid)
-    parts = _by_keep(pattern, grid, q, k, rows, cols) if factors is None else _by_factors(factors, q, k, rows, cols)
+    parts = _by_pairs(pattern, grid, q, k, rows, cols) if factors is None else _by_factors(factors, q, k, rows, cols)
     first = 0
     for words in parts:
         words.masked_fill_((q[rows[first : first + len(words)]] < 0)[..., None], 0)
@@ -80,21 +80,11 @@ def _by_factors(factors: tuple[Factor, ...], q: Tensor, k: Tensor, rows: Tensor,
         yield bits
 
 
-def _by_keep(pattern: Pattern, grid: Grid, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor) -> Iterator[Tensor]:
-    """Ask the definition: many blocks at once where it can, else one query block and some of its key blocks."""
+def _by_pairs(pattern: Pattern, grid: Grid, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor) -> Iterator[Tensor]:
+    """Ask the definition, many blocks at once."""
     q_at, k_at = coordinates(q.clamp(min=0), grid), coordinates(k.clamp(min=0), grid)
     real = k >= 0
     per_part = max(1, scratch(q.device) // (q.shape[1] * k.shape[1]))
-    if pattern.keep_blocks(q_at[:0], k_at[:0], grid) is not None:
-        for part_rows, part_cols in zip(rows.split(per_part), cols.split(per_part), strict=True):
-            many = pattern.keep_blocks(q_at[part_rows], k_at[part_cols], grid)
-            if many is not None:
-                yield pack_bits(many & real[part_cols][:, None])
-        return
-    counts = torch.bincount(rows, minlength=len(q)).tolist()
-    for row, row_cols in enumerate(cols.split(counts)):
-        for part in row_cols.split(per_part):
-            if len(part) == 0:
-                continue
-            kept = pattern.keep(q_at[row], k_at[part].flatten(0, 1), grid) & real[part].flatten()
-            yield pack_bits(kept).view(q.shape[1], len(part), -1).transpose(0, 1).contiguous()
+    for part_rows, part_cols in zip(rows.split(per_part), cols.split(per_part), strict=True):
+        kept = pattern.pairs(q_at[part_rows][:, :, None], k_at[part_cols][:, None], grid)
+        yield pack_bits(kept & real[part_cols][:, None])

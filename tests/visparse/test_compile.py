@@ -21,9 +21,9 @@ class Scattered(Pattern):
 
     name: ClassVar[str] = "scattered"
 
-    def keep(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
+    def pairs(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
         weights = q.new_tensor([7, 5, 3])
-        return ((q * weights).sum(1)[:, None] + 11 * (k * weights).sum(1)) % 6 == 0
+        return ((q * weights).sum(-1) + 11 * (k * weights).sum(-1)) % 6 == 0
 
 
 def fitting(grid: Grid) -> list[Pattern]:

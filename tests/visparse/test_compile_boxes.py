@@ -25,9 +25,9 @@ class Odd(Pattern):
 
     name: ClassVar[str] = "odd"
 
-    def keep(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
+    def pairs(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
         weights = q.new_tensor([7, 5, 3])
-        return ((q * weights).sum(1)[:, None] + 11 * (k * weights).sum(1)) % 6 == 0
+        return ((q * weights).sum(-1) + 11 * (k * weights).sum(-1)) % 6 == 0
 
 
 def fitting(grid: Grid) -> list[Pattern]:

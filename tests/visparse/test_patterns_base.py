@@ -82,10 +82,27 @@ def test_fast_paths_agree_with_keep(pattern: Pattern, grid: Grid, q_tile: Grid |
     if axes is not None:
         by_axis = [table[at[:, axis]][:, at[:, axis]] for axis, table in enumerate(axes)]
         assert torch.equal(by_axis[0] & by_axis[1] & by_axis[2], kept)
-    many = pattern.keep_blocks(at[:60].view(3, 20, 3), at[-90:].view(3, 30, 3), grid)
-    if many is not None:
-        one_by_one = [kept[20 * n : 20 * n + 20, len(at) - 90 + 30 * n :][:, :30] for n in range(3)]
-        assert torch.equal(many, torch.stack(one_by_one))
+    many = pattern.pairs(at[:60].view(3, 20, 1, 3), at[-90:].view(3, 1, 30, 3), grid)
+    one_by_one = [kept[20 * n : 20 * n + 20, len(at) - 90 + 30 * n :][:, :30] for n in range(3)]
+    assert torch.equal(many, torch.stack(one_by_one))
+
+
+@pytest.mark.parametrize("pattern", [Dense(), Neighborhood(window=3), Radial(), Radial(variant="code", block=16)])
+def test_mask_mod_is_the_pattern_with_extra_tokens_seen(pattern) -> None:
+    layout = Layout((3, 6, 7), before=2, after=3)
+    tokens = torch.arange(layout.tokens)
+    none = torch.tensor(0)
+    kept = pattern.mask_mod(layout)(none, none, tokens[:, None], tokens[None])
+    at = layout.coordinates()
+    visual = slice(2, 2 + layout.visual)
+    assert torch.equal(kept[visual, visual], pattern.keep(at, at, layout.grid))
+    kept[visual, visual] = True
+    assert kept.all()
+
+
+def test_a_mask_mod_refuses_a_grid_at_once() -> None:
+    with pytest.raises(ValueError, match="window: 9 with dilation 1 needs 9 tokens"):
+        Neighborhood(window=9).mask_mod(Layout((3, 6, 7)))
 
 
 def test_few_masks_of_the_band_are_evaluated() -> None:

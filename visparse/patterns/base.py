@@ -1,7 +1,7 @@
 """Pattern: a rule, fixed by position, that says which keys a query sees."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from math import prod
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from visparse.errors import check_keys
-from visparse.layout import Grid, coordinates
+from visparse.layout import Grid, Layout, coordinates
 
 AXES = ("frames", "height", "width")
 
@@ -33,15 +33,31 @@ class Factor(NamedTuple):
 class Pattern(ABC):
     """Base of all patterns. A pattern is immutable, hashable and knows no grid until it is asked.
 
-    A subclass is a frozen keyword-only dataclass with a ``name``; `keep` is its definition. It may override `axes`,
-    `factors`, `cover`, `alike` or `keep_blocks` to be compiled faster; all must agree with `keep`.
+    A subclass is a frozen keyword-only dataclass with a ``name``; `pairs` is its definition. It may override `axes`,
+    `factors`, `cover` or `alike` to be compiled faster; all must agree with `pairs`. `rescale` says what becomes of it
+    on another grid.
     """
 
     name: ClassVar[str]
 
     @abstractmethod
+    def pairs(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
+        """Say of pairs of tokens whether they are kept; the definition of the pattern.
+
+        Args:
+            q: int64 [..., 3], coordinates (frame, row, column) of queries.
+            k: int64 [..., 3], coordinates of keys; the axes in front are broadcast against those of ``q``.
+            grid: (frames, height, width), in tokens.
+
+        Returns:
+            bool, of the broadcast shape.
+
+        Raises:
+            ValueError: the pattern does not fit the grid.
+        """
+
     def keep(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
-        """Say which pairs are kept.
+        """Say which of all pairs are kept.
 
         Args:
             q: int64 [nq, 3], coordinates (frame, row, column) of queries.
@@ -54,6 +70,50 @@ class Pattern(ABC):
         Raises:
             ValueError: the pattern does not fit the grid.
         """
+        return self.pairs(q[:, None], k[None], grid)
+
+    def mask_mod(
+        self, layout: Layout, device: torch.device | str = "cpu"
+    ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """Return the pattern as FlexAttention wants it: a function of (batch, head, query, key) indices of tokens.
+
+        Extra tokens see everything and are seen by everything.
+
+        Args:
+            layout: grid and extra tokens.
+            device: where it will be called.
+
+        Returns:
+            The function, for ``torch.nn.attention.flex_attention.create_block_mask``.
+
+        Raises:
+            ValueError: the pattern does not fit the grid.
+        """
+        at = coordinates(torch.arange(layout.visual), layout.grid).to(device)
+        first, last = layout.before, layout.before + layout.visual
+        self.pairs(at[:1], at[:1], layout.grid)  # raises here, not inside FlexAttention, where it does not fit
+
+        def mask(batch: Tensor, head: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
+            extra = (q_index < first) | (q_index >= last) | (k_index < first) | (k_index >= last)
+            q, k = ((index - first).clamp(0, layout.visual - 1) for index in (q_index, k_index))
+            return extra | self.pairs(at[q], at[k], layout.grid)
+
+        return mask
+
+    def rescale(self, source: Grid, target: Grid) -> "Pattern":
+        """Return the pattern that does on another grid what this one does on its own.
+
+        Lengths that a pattern counts in tokens follow their axis in proportion where its docstring says so; by
+        default nothing changes.
+
+        Args:
+            source: grid that the pattern was made for.
+            target: grid that it shall serve.
+
+        Raises:
+            ValueError: nothing sensible fits the target.
+        """
+        return self
 
     def axes(self, grid: Grid) -> tuple[Tensor, Tensor, Tensor] | None:
         """Return one table per axis of the grid, or None where the pattern is no product over the axes.
@@ -84,22 +144,6 @@ class Pattern(ABC):
             return None
         at = coordinates(torch.arange(prod(grid)), grid)
         return tuple(Factor(at[:, axis], table) for axis, table in enumerate(tables))
-
-    def keep_blocks(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor | None:
-        """Say which pairs are kept in many pairs of blocks at once, or return None where only `keep` can tell.
-
-        Args:
-            q: int64 [n, block_q, 3], coordinates (frame, row, column) of queries.
-            k: int64 [n, block_k, 3], coordinates of keys.
-            grid: (frames, height, width), in tokens.
-
-        Returns:
-            bool [n, block_q, block_k].
-
-        Raises:
-            ValueError: the pattern does not fit the grid.
-        """
-        return None
 
     def cover(self, q: Tensor, k: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
         """Bound what is kept between blocks of tokens.

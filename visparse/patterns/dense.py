@@ -16,9 +16,9 @@ class Dense(Pattern):
 
     name: ClassVar[str] = "dense"
 
-    def keep(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
-        """Return True everywhere; see `Pattern.keep`."""
-        return torch.ones(len(q), len(k), dtype=torch.bool, device=q.device)
+    def pairs(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
+        """Return True everywhere; see `Pattern.pairs`."""
+        return torch.ones_like(q[..., 0] + k[..., 0], dtype=torch.bool)
 
     def factors(self, grid: Grid) -> tuple[Factor, ...]:
         """Return no factors: an empty product keeps everything."""

@@ -60,12 +60,12 @@ class Neighborhood(Pattern):
                     f"on {axis}; lower the stride to {window} or less"
                 )
 
-    def keep(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
-        """Say which pairs are kept; see `Pattern.keep`."""
-        kept = torch.ones(len(q), len(k), dtype=torch.bool, device=q.device)
-        for axis, table in enumerate(self.axes(grid)):
-            kept &= table.to(q.device)[q[:, axis]][:, k[:, axis]]
-        return kept
+    def pairs(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
+        """Say which pairs are kept; see `Pattern.pairs`."""
+        frames, height, width = (
+            table.to(q.device)[q[..., axis], k[..., axis]] for axis, table in enumerate(self.axes(grid))
+        )
+        return frames & height & width
 
     def axes(self, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
         """Return one table per axis; see `Pattern.axes`."""

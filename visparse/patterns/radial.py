@@ -10,7 +10,7 @@ from torch import Tensor
 from visparse.errors import nearest
 from visparse.layout import Grid
 from visparse.patterns.base import Factor, Pattern
-from visparse.patterns.radial_band import band_alike, band_cover, band_keep
+from visparse.patterns.radial_band import band_alike, band_cover, band_pairs
 from visparse.patterns.radial_blocks import block_map
 
 
@@ -64,19 +64,14 @@ class Radial(Pattern):
                 "use decay=1.0 and block=128 with it, or variant='code'"
             )
 
-    def keep(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
-        """Say which pairs are kept; see `Pattern.keep`."""
+    def pairs(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
+        """Say which pairs are kept; see `Pattern.pairs`."""
         if self.variant == "code":
-            frame = grid[1] * grid[2]
-            q_place, k_place = (at[:, 1] * grid[2] + at[:, 2] for at in (q, k))
-            blocks = block_map(grid, float(self.decay), self.sink, self.block).to(q.device)
-            rows = blocks[(q[:, 0] * frame + q_place) // self.block]
-            return rows[:, (k[:, 0] * frame + k_place) // self.block]
-        return band_keep(q, k, grid, self.sink)
-
-    def keep_blocks(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor | None:
-        """Say which pairs of many blocks the paper's rule keeps; see `Pattern.keep_blocks`."""
-        return None if self.variant == "code" else band_keep(q, k, grid, self.sink)
+            q_block, k_block = (
+                ((at[..., 0] * grid[1] + at[..., 1]) * grid[2] + at[..., 2]) // self.block for at in (q, k)
+            )
+            return block_map(grid, float(self.decay), self.sink, self.block).to(q.device)[q_block, k_block]
+        return band_pairs(q, k, grid, self.sink)
 
     def factors(self, grid: Grid) -> tuple[Factor, ...] | None:
         """Return the block map of the published code; the paper's rule is not separable."""

@@ -43,21 +43,18 @@ def reach_table(grid: Grid, sink: bool) -> Tensor:
     return table
 
 
-def band_keep(q: Tensor, k: Tensor, grid: Grid, sink: bool) -> Tensor:
-    """Say which pairs are kept.
+def band_pairs(q: Tensor, k: Tensor, grid: Grid, sink: bool) -> Tensor:
+    """Say which pairs are kept; see `Pattern.pairs`.
 
     Args:
-        q: int64 [..., nq, 3], coordinates (frame, row, column) of queries.
-        k: int64 [..., nk, 3], coordinates of keys.
+        q: int64 [..., 3], coordinates (frame, row, column) of queries.
+        k: int64 [..., 3], coordinates of keys.
         grid: (frames, height, width), in tokens.
         sink: whether every query sees the whole first frame.
-
-    Returns:
-        bool [..., nq, nk].
     """
     q_place, k_place = ((at[..., 1] * grid[2] + at[..., 2]).to(torch.int32) for at in (q, k))
-    reach = reach_table(grid, sink).to(q.device, torch.int32)[q[..., 0][..., None], k[..., 0][..., None, :]]
-    return (q_place[..., None] - k_place[..., None, :]).abs() <= reach
+    reach = reach_table(grid, sink).to(q.device, torch.int32)[q[..., 0], k[..., 0]]
+    return (q_place - k_place).abs() <= reach
 
 
 def band_cover(q: Tensor, k: Tensor, grid: Grid, sink: bool) -> tuple[Tensor, Tensor]:

@@ -17,9 +17,9 @@ class Skip(Pattern):
 
     name: ClassVar[str] = "skip"
 
-    def keep(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
-        """Return False everywhere; see `Pattern.keep`."""
-        return torch.zeros(len(q), len(k), dtype=torch.bool, device=q.device)
+    def pairs(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
+        """Return False everywhere; see `Pattern.pairs`."""
+        return torch.zeros_like(q[..., 0] + k[..., 0], dtype=torch.bool)
 
     def factors(self, grid: Grid) -> tuple[Factor, ...]:
         """Return one table that keeps nothing."""
