@@ -10,8 +10,10 @@ from visparse.boxes_order import choose_boxes
 from visparse.compile_bits import FULL, number_tiles
 from visparse.compile_blocks import block_entries
 from visparse.compile_boxes import compile_boxes
+from visparse.errors import nearest
 from visparse.layout import Layout
-from visparse.order import Order, Tile, choose_order, order_table, visual_blocks
+from visparse.order import ROW_MAJOR, Order, Tile, choose_order, order_table, visual_blocks
+from visparse.order_curves import CURVES
 from visparse.patterns.base import Pattern
 from visparse.patterns.skip import Skip
 from visparse_kernels.lists import BlockLists
@@ -41,10 +43,12 @@ def compile_lists(
         layout: grid and extra tokens.
         block_q: query slots per block.
         block_k: key slots per block, a multiple of 32.
-        order: ``"auto"`` (for each group what visits the fewest blocks), ``"row-major"``, a tile
-            (frames, height, width) for queries and keys, or an `Order`.
+        order: ``"auto"`` (for each group what visits the fewest blocks), ``"row-major"`` (or ``"frame-major"``, the
+            same), ``"pixel-major"``, ``"z-order"``, ``"hilbert"``, a tile (frames, height, width) for queries and keys,
+            or an `Order`. `orders_of` says what was taken.
         boxes: whether every block is a box of the grid or a run of tokens, so that it can be fetched from row-major
-            memory; the lists then have `BlockLists.boxes`. Tiles in ``order`` are boxes, ``"row-major"`` means runs.
+            memory; the lists then have `BlockLists.boxes`. Tiles in ``order`` are boxes, ``"row-major"`` means runs,
+            and curves are errors.
             Key boxes of patterns with `Pattern.axes` begin wherever a window begins; those of other patterns are
             aligned.
         device: where the lists are built and live.
@@ -71,20 +75,69 @@ def compile_lists(
         raise ValueError(f"block_q: wanted a positive int, got {block_q!r}; 64 or 128 are usual")
     if type(block_k) is not int or block_k < 1 or block_k % 32:
         raise ValueError(f"block_k: wanted a positive multiple of 32, got {block_k!r}; 64 or 128 are usual")
-    return _compile(heads, layout, block_q, block_k, _parse_order(order), boxes, torch.device(device))
+    return _compile(heads, layout, block_q, block_k, _parse_order(order, boxes), boxes, torch.device(device))
 
 
-def _parse_order(order: str | Tile | Order) -> Order | None:
-    if isinstance(order, Order):
-        return order
+def orders_of(
+    patterns: Sequence[Pattern],
+    layout: Layout,
+    *,
+    block_q: int,
+    block_k: int,
+    order: str | Tile | Order = "auto",
+    boxes: bool = False,
+    device: torch.device | str = "cpu",
+) -> list[Order | None]:
+    """Return the order that `compile_lists` takes for each head; ``str()`` of it says it in words.
+
+    Args:
+        patterns: as in `compile_lists`, and so are the others.
+        layout: grid and extra tokens.
+        block_q: query slots per block.
+        block_k: key slots per block.
+        order: what is asked for.
+        boxes: whether tiles are boxes, and row-major means runs.
+        device: where blocks are compared.
+
+    Returns:
+        The order of each head; None for a skipped one.
+
+    Raises:
+        ValueError: a bad order, or a pattern that does not fit the grid.
+    """
+    given = _parse_order(order, boxes)
+    return [
+        None if isinstance(pattern, Skip) else given or _auto(pattern, layout, block_q, block_k, boxes, device)
+        for pattern in patterns
+    ]
+
+
+def _parse_order(order: str | Tile | Order, boxes: bool) -> Order | None:
     if isinstance(order, str):
-        if order not in ("auto", "row-major"):
+        names = ("auto", *ROW_MAJOR, *CURVES)
+        if order not in names:
             raise ValueError(
-                f"order: wanted 'auto', 'row-major', a tile such as (4, 4, 4) or an Order, got {order!r}; "
-                "use 'auto' if unsure"
+                "order: wanted 'auto', 'row-major', a tile such as (4, 4, 4), an Order, or one of "
+                f"{', '.join(names[2:])}; got {order!r}; use 'auto' if unsure{nearest(order, names)}"
             )
-        return None if order == "auto" else Order()
-    return Order(order, order)
+        if order == "auto":
+            return None
+        order = Order(curve=order) if order in CURVES else Order()
+    elif not isinstance(order, Order):
+        order = Order(order, order)
+    if boxes and order.curve is not None:
+        raise ValueError(
+            f"order: with boxes=True wanted tiles or row-major, got the curve {order.curve!r}, whose blocks are "
+            "neither boxes nor runs; use boxes=False, or order='auto'"
+        )
+    return order
+
+
+def _auto(
+    pattern: Pattern, layout: Layout, block_q: int, block_k: int, boxes: bool, device: torch.device | str
+) -> Order:
+    choose = choose_boxes if boxes else choose_order
+    return choose(pattern, layout, block_q=block_q, block_k=block_k, device=torch.device(device))
 
 
 def clear_cache() -> None:
@@ -107,13 +160,11 @@ def _compile(
     head_group = torch.tensor([groups.index(pattern) if pattern in groups else -1 for pattern in heads])
     if boxes:
         return compile_boxes(groups, head_group, layout, block_q=block_q, block_k=block_k, order=order, device=device)
-    orders = [
-        order or choose_order(pattern, layout, block_q=block_q, block_k=block_k, device=device) for pattern in groups
-    ]
+    orders = [order or _auto(pattern, layout, block_q, block_k, boxes, device) for pattern in groups]
     rows, cols, tile, tiles = [_none(device)], [_none(device)], [], []
     for group, (pattern, own) in enumerate(zip(groups, orders, strict=True)):
-        q = visual_blocks(layout, own.q, block_q, device)
-        k = visual_blocks(layout, own.k, block_k, device)
+        q = visual_blocks(layout, own.of_q, block_q, device)
+        k = visual_blocks(layout, own.of_k, block_k, device)
         group_rows, group_cols, group_tile, group_tiles = _with_extra(
             *block_entries(pattern, layout.grid, q, k), layout, q, k
         )
@@ -128,8 +179,8 @@ def _compile(
         block_q=block_q,
         block_k=block_k,
         head_group=head_group,
-        q_order=_table(layout, [own.q for own in orders], block_q, device),
-        k_order=_table(layout, [own.k for own in orders], block_k, device),
+        q_order=_table(layout, [own.of_q for own in orders], block_q, device),
+        k_order=_table(layout, [own.of_k for own in orders], block_k, device),
         rows=torch.cat(rows),
         cols=torch.cat(cols),
         tile=numbers,
@@ -154,7 +205,7 @@ def _extra_blocks(layout: Layout, blocks: Tensor) -> int:
     return -(-layout.extra // blocks.shape[1])
 
 
-def _table(layout: Layout, tiles: Sequence[Tile | None], block: int, device: torch.device) -> Tensor:
+def _table(layout: Layout, tiles: Sequence[Tile | str | None], block: int, device: torch.device) -> Tensor:
     """Stack the orders of the groups; one row where they are all the same."""
     tables = {tile: order_table(layout, tile, block, device) for tile in dict.fromkeys(tiles or [None])}
     if len(tables) == 1:
