@@ -1,19 +1,19 @@
 """Neighborhood: a window on every axis of the grid, shifted inward at the borders."""
 
-from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from visparse.layout import Grid
-from visparse.patterns.base import AXES, Pattern
-
-T = TypeVar("T", int, bool)
+from visparse.patterns.axiswise import Axiswise
+from visparse.patterns.base import AXES
+from visparse.patterns.lengths import Lengths, check_lengths, in_proportion, on_grid, three
 
 
 @dataclass(frozen=True, kw_only=True)
-class Neighborhood(Pattern):
+class Neighborhood(Axiswise):
     """Generalized neighborhood attention: per axis a window of exactly ``window`` keys, all axes together.
 
     Groups of ``stride`` neighbouring queries share the window of their leader. With dilation the axis falls apart into
@@ -21,6 +21,10 @@ class Neighborhood(Pattern):
     A single number stands for all axes that are longer than 1.
 
     NATTEN demands a window of at least 2; here 1 is allowed and means that the query sees only its own place.
+
+    On another grid: window and stride follow their axis in proportion, rounded half up, at least 1. The dilation stays,
+    but is at most the axis. The window is then cut so that ``window * dilation`` is at most the axis, and the stride so
+    that it is at most the window. Causal axes stay causal.
 
     Args:
         window: keys per axis, int or (frames, height, width).
@@ -37,86 +41,83 @@ class Neighborhood(Pattern):
 
     name: ClassVar[str] = "neighborhood"
 
-    window: int | tuple[int, int, int]
-    stride: int | tuple[int, int, int] = 1
-    dilation: int | tuple[int, int, int] = 1
+    window: Lengths
+    stride: Lengths = 1
+    dilation: Lengths = 1
     causal: bool | tuple[bool, bool, bool] = False
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for field in ("window", "stride", "dilation", "causal"):
-            value = getattr(self, field)
-            wanted = bool if field == "causal" else int
-            parts = value if isinstance(value, tuple) else (value,)
-            if len(parts) not in (1, 3) or any(type(part) is not wanted for part in parts):
-                kind = "a whole number" if wanted is int else "a bool"
-                raise TypeError(f"{field}: wanted {kind} or three of them (frames, height, width), got {value!r}")
-            if wanted is int and min(parts) < 1:
-                raise ValueError(f"{field}: wanted at least 1, got {value}; count it in tokens")
-        for axis, window, stride in zip(AXES, _three(self.window), _three(self.stride), strict=True):
+        for field in ("window", "stride", "dilation"):
+            check_lengths(field, getattr(self, field))
+        parts = self.causal if isinstance(self.causal, tuple) else (self.causal,)
+        if len(parts) not in (1, 3) or any(type(part) is not bool for part in parts):
+            raise TypeError(f"causal: wanted a bool or three of them (frames, height, width), got {self.causal!r}")
+        for axis, window, stride in zip(AXES, three(self.window), three(self.stride), strict=True):
             if stride > window:
                 raise ValueError(
                     f"stride: wanted at most the window on every axis, got stride {stride} and window {window} "
                     f"on {axis}; lower the stride to {window} or less"
                 )
 
-    def pairs(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
-        """Say which pairs are kept; see `Pattern.pairs`."""
-        frames, height, width = (
-            table.to(q.device)[q[..., axis], k[..., axis]] for axis, table in enumerate(self.axes(grid))
-        )
-        return frames & height & width
-
-    def axes(self, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-        """Return one table per axis; see `Pattern.axes`."""
-        values = (_three(self.window), _three(self.stride), _three(self.dilation), _three(self.causal))
-        tables = []
-        for axis, (length, window, stride, dilation, causal) in enumerate(zip(grid, *values, strict=True)):
-            if length == 1 and not isinstance(self.window, tuple):
-                window = stride = 1
-            if length == 1 and not isinstance(self.dilation, tuple):
-                dilation = 1
+    def check_grid(self, grid: Grid) -> None:
+        """Raise ValueError where a window with its dilation is longer than its axis."""
+        windows, _, dilations = self._on(grid)
+        for axis, length, window, dilation in zip(AXES, grid, windows, dilations, strict=True):
             if window * dilation > length:
                 raise ValueError(
-                    f"window: {window} with dilation {dilation} needs {window * dilation} tokens on the {AXES[axis]} "
-                    f"axis, but the grid {grid} has {length}; make window * dilation at most {length} on that axis"
+                    f"window: {window} with dilation {dilation} needs {window * dilation} tokens on the {axis} axis, "
+                    f"but the grid {grid} has {length}; make window * dilation at most {length} on that axis"
                 )
-            tables.append(axis_table(length, window, stride, dilation, causal))
-        frames, height, width = tables
-        return frames, height, width
+
+    def axis_pairs(self, axis: int, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
+        """Say which pairs of places are kept; see `Axiswise.axis_pairs`."""
+        window, stride, dilation = (lengths[axis] for lengths in self._on(grid))
+        causal = self.causal[axis] if isinstance(self.causal, tuple) else self.causal
+        own, q, k_own, k = q % dilation, q // dilation, k % dilation, k // dilation
+        last = (grid[axis] - own + dilation - 1) // dilation - 1  # of the interleaved axis of the query
+        group = q // stride * stride
+        if causal:
+            leader = torch.minimum(group + stride - 1, last)
+            inside = (k <= q) & (leader - k < window)
+        else:
+            left, right = window // 2, (window - 1) // 2
+            leader = torch.minimum(group + stride // 2, last)
+            leader = torch.minimum(leader.clamp(min=left), last - right)
+            inside = (leader - left <= k) & (k <= leader + right)
+        return inside & (own == k_own)
+
+    def rescale(self, source: Grid, target: Grid) -> "Neighborhood":
+        """Return the pattern for another grid; see the class."""
+        self.check_grid(source)
+        if source == target:
+            return self
+        windows, strides, dilations = self._on(source)
+        wanted = in_proportion(windows, source, target)
+        dilation = _least(dilations, target)
+        window = _least(wanted, _quotient(target, dilation))
+        return replace(
+            self,
+            window=window,
+            stride=_least(in_proportion(strides, source, target), window),
+            dilation=dilation,
+        )
+
+    def _on(self, grid: Grid) -> tuple[tuple[int, int, int], tuple[int, int, int], tuple[int, int, int]]:
+        """Window, stride and dilation on every axis."""
+        windows = on_grid(self.window, grid)
+        strides = on_grid(self.stride, grid)
+        return windows, _least(strides, windows), on_grid(self.dilation, grid)
 
 
-def axis_table(length: int, window: int, stride: int, dilation: int, causal: bool) -> Tensor:
-    """Say which keys a query sees on one axis.
-
-    Args:
-        length: tokens on the axis.
-        window: keys per query.
-        stride: queries that share a window.
-        dilation: step between keys.
-        causal: whether keys after the query are hidden.
-
-    Returns:
-        bool [length, length], query by key.
-    """
-    at = torch.arange(length)
-    q, k = (at // dilation)[:, None], (at // dilation)[None]
-    own = at % dilation
-    last = ((length - own + dilation - 1) // dilation - 1)[:, None]
-    group = q // stride * stride
-    if causal:
-        leader = torch.minimum(group + stride - 1, last)
-        inside = (k <= q) & (leader - k < window)
-    else:
-        left, right = window // 2, (window - 1) // 2
-        leader = torch.minimum(group + stride // 2, last)
-        leader = torch.minimum(leader.clamp(min=left), last - right)
-        inside = (leader - left <= k) & (k <= leader + right)
-    return inside & (own[:, None] == own[None])
+def _least(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, int]:
+    frames, height, width = map(min, a, b)
+    return frames, height, width
 
 
-def _three(value: T | tuple[T, T, T]) -> tuple[T, T, T]:
-    return value if isinstance(value, tuple) else (value, value, value)
+def _quotient(a: tuple[int, int, int], b: tuple[int, int, int]) -> tuple[int, int, int]:
+    frames, height, width = (whole // part for whole, part in zip(a, b, strict=True))
+    return frames, height, width
 
 
 if __name__ == "__main__":

@@ -6,11 +6,18 @@ from typing import Any
 from visparse.errors import nearest
 from visparse.patterns.base import Pattern
 from visparse.patterns.dense import Dense
+from visparse.patterns.disc import Disc
+from visparse.patterns.halo import Halo
 from visparse.patterns.neighborhood import Neighborhood
 from visparse.patterns.radial import Radial
+from visparse.patterns.shifted_window import ShiftedWindow
 from visparse.patterns.skip import Skip
+from visparse.patterns.sliding_tile import SlidingTile
+from visparse.patterns.window import Window
 
-PATTERNS: dict[str, type[Pattern]] = {cls.name: cls for cls in (Dense, Skip, Neighborhood, Radial)}
+PATTERNS: dict[str, type[Pattern]] = {
+    cls.name: cls for cls in (Dense, Skip, Neighborhood, Radial, SlidingTile, Window, ShiftedWindow, Halo, Disc)
+}
 
 
 def pattern_from_dict(data: Mapping[str, Any]) -> Pattern:
