@@ -12,7 +12,7 @@ from typing import Any
 from visparse.errors import check_keys, nearest
 from visparse.ranges import edges, largest, parse_selector, selects
 from visparse.rules import ModelFingerprint, Rule
-from visparse.templates import PatternTemplate
+from visparse.templates import PatternTable, PatternTemplate
 
 SCHEMA = 1
 FILE_NAME = "visparse_plan.json"
@@ -25,7 +25,8 @@ class SparsePlan:
     Attributes:
         name: short name, shown in reports.
         patterns: table name -> pattern: a `PatternTemplate`, a `Pattern` or its JSON form; templates once built.
-            Lengths may be percentages of the grid, see `visparse.templates`.
+            Lengths may be percentages of the grid, see `visparse.templates`. `PerHead`, or its JSON form, is a list
+            with one pattern for each of a layer's heads.
         default: table name of the pattern where no rule matches.
         assignment: rules, or their JSON form; where several match, the last one wins.
         dense_steps: an int: that many steps at the start of each run are dense. A float in [0, 1): that share of the
@@ -33,6 +34,9 @@ class SparsePlan:
         dense_layers: an int: that many layers from the first are dense. A tuple: these layers. `"a:b"`: this range.
         model: the model that the plan was made for; None: any.
         grids: grids (frames, height, width) in tokens that the plan is for; None: any. On other grids all runs dense.
+        made_for: grid (frames, height, width) in tokens that lengths in tokens were chosen for. On any other grid each
+            pattern is taken there by its own `Pattern.rescale`; percentages are of the grid at hand in either case.
+            None: lengths in tokens are the same on all grids.
         notes: free text.
         measured: free JSON: what was measured, on what device, with which versions.
     """
@@ -45,6 +49,7 @@ class SparsePlan:
     dense_layers: int | str | tuple[int, ...] = 0
     model: ModelFingerprint | None = None
     grids: tuple[tuple[int, int, int], ...] | None = None
+    made_for: tuple[int, int, int] | None = None
     notes: str = ""
     measured: Mapping[str, Any] = field(default_factory=dict)
 
@@ -54,7 +59,15 @@ class SparsePlan:
             raise ValueError(f"plan: name must be a non-empty string, got {self.name!r}")
         if not _object(self.patterns, "plan: patterns"):
             raise ValueError("plan: patterns is empty; give at least one pattern")
-        table = {name: PatternTemplate.from_dict(p, f"plan: pattern {name!r}") for name, p in self.patterns.items()}
+        if self.made_for is not None:
+            object.__setattr__(self, "made_for", _grid(self.made_for, "made_for"))
+        table = PatternTable()
+        for name, pattern in self.patterns.items():
+            table[name] = PatternTemplate.from_dict(pattern, f"plan: pattern {name!r}", self.made_for)
+        for name in table:
+            mix = name.rpartition("[")[0]
+            if name.endswith("]") and mix in table and table[mix].per_head:
+                raise ValueError(f"plan: pattern {name!r} has the name of a part of {mix!r}; give it another name")
         object.__setattr__(self, "patterns", table)
         rules = [Rule.from_dict(rule, f"plan: rule {i}") for i, rule in enumerate(_list(self.assignment, "assignment"))]
         object.__setattr__(self, "assignment", tuple(rules))
@@ -82,7 +95,7 @@ class SparsePlan:
             layers = parse_selector(self.dense_layers, "plan: dense_layers")
         object.__setattr__(self, "dense_layers", layers)
         if self.grids is not None:
-            object.__setattr__(self, "grids", tuple(_grid(grid) for grid in _list(self.grids, "grids")))
+            object.__setattr__(self, "grids", tuple(_grid(grid, "a grid") for grid in _list(self.grids, "grids")))
 
     # ---- what a layer does -------------------------------------------------------------------------------------------
 
@@ -136,7 +149,11 @@ class SparsePlan:
             stage: from `stage`.
 
         Returns:
-            One name per head, or None: a dense step, a dense layer, or the dense pattern for every head.
+            One name per head, or None: a dense step, a dense layer, or the dense pattern for every head. `"mix[2]"` is
+            the third pattern of `mix`, a list with one per head; `patterns` knows that name too.
+
+        Raises:
+            ValueError: a list with one pattern per head has not one for each.
         """
         if stage < 0 or self.is_dense_layer(layer):
             return None
@@ -144,6 +161,9 @@ class SparsePlan:
         for rule in self.assignment:
             if selects(rule.layers, layer) and selects(rule.steps, stage):
                 names = [rule.pattern if selects(rule.heads, head) else name for head, name in enumerate(names)]
+        for mix in {name for name in names if self.patterns[name].per_head}:
+            places = self.patterns[mix].places(heads)
+            names = [f"{mix}[{places[head]}]" if name == mix else name for head, name in enumerate(names)]
         return None if all(self.patterns[name].is_dense for name in names) else tuple(names)
 
     def check_model(self, model: ModelFingerprint) -> None:
@@ -153,10 +173,17 @@ class SparsePlan:
             model: fingerprint of the model at hand.
 
         Raises:
-            ValueError: names the first difference, or the rule that names a layer or head that the model lacks.
+            ValueError: names the first difference, the rule that names a layer or head that the model lacks, or the
+                list that has not one pattern per head.
         """
         if self.model is not None:
             self.model.check(model)
+        for name, template in self.patterns.items():
+            if template.per_head:
+                try:
+                    template.places(model.heads)
+                except ValueError as error:
+                    raise ValueError(f"plan: pattern {name!r}: {error}") from None
         for index, rule in enumerate(self.assignment):
             for what, have in (("layers", model.layers), ("heads", model.heads)):
                 top = largest(getattr(rule, what))
@@ -185,7 +212,7 @@ class SparsePlan:
         stages = self._marks(total)
         uses = [self.names(layer, model.heads, stage) for layer in range(model.layers) for stage in stages]
         for name in sorted({name for names in uses if names is not None for name in names}):
-            self.patterns[name].resolve(grid).factors(grid)
+            self.patterns[name].check(grid)
 
     # ---- JSON --------------------------------------------------------------------------------------------------------
 
@@ -196,6 +223,7 @@ class SparsePlan:
             "name": self.name,
             "model": None if self.model is None else vars(self.model).copy(),
             "grids": None if self.grids is None else [list(grid) for grid in self.grids],
+            "made_for": _json(self.made_for),
             "patterns": {name: template.to_dict() for name, template in self.patterns.items()},
             "default": self.default,
             "assignment": [{key: _json(value) for key, value in vars(rule).items()} for rule in self.assignment],
@@ -313,6 +341,8 @@ class SparsePlan:
             lines.append(f"  made for {m.model_class}: {m.layers} layers, {m.heads} heads of {m.head_dim}")
         if self.grids is not None:
             lines.append("  for grids " + ", ".join("x".join(map(str, grid)) for grid in self.grids))
+        if self.made_for is not None:
+            lines.append(f"  lengths in tokens made for grid {'x'.join(map(str, self.made_for))}, rescaled to others")
         return "\n".join([*lines, *([f"  {self.notes}"] if self.notes else [])])
 
 
@@ -336,7 +366,7 @@ def _list(value: Any, key: str) -> Sequence[Any]:
     return value
 
 
-def _grid(value: Any) -> tuple[int, int, int]:
+def _grid(value: Any, what: str) -> tuple[int, int, int]:
     if not isinstance(value, (list, tuple)) or len(value) != 3 or not all(type(n) is int and n > 0 for n in value):
-        raise ValueError(f"plan: a grid must be three ints > 0 (frames, height, width), got {value!r}")
+        raise ValueError(f"plan: {what} must be three ints > 0 (frames, height, width), got {value!r}")
     return value[0], value[1], value[2]
