@@ -70,10 +70,11 @@ class Disc(Pattern):
 
     def alike(self, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor, grid: Grid) -> Tensor:
         """Number pairs of blocks by their shapes and by the shift between them; see `Pattern.alike`."""
-        height, width = grid[1:]
-        q_shape, k_shape = _shape(q, grid), _shape(k, grid)
-        shift = coordinates(k[cols, 0], grid) - coordinates(q[rows, 0], grid) + torch.tensor(grid, device=q.device)
-        return ((q_shape[rows] * len(k) + k_shape[cols]) * (2 * height) + shift[:, 1]) * (2 * width) + shift[:, 2]
+        code = _shape(q, grid)[rows] * len(k) + _shape(k, grid)[cols]
+        for axis in (1, 2):
+            shift = _range(k, axis, grid)[0][cols] - _range(q, axis, grid)[0][rows]
+            code = code * (2 * grid[axis] + 1) + shift + grid[axis]  # a block of padding alone begins at the end
+        return code
 
 
 def _range(blocks: Tensor, axis: int, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -84,9 +85,8 @@ def _range(blocks: Tensor, axis: int, grid: Grid) -> tuple[Tensor, Tensor]:
 
 def _shape(blocks: Tensor, grid: Grid) -> Tensor:
     """Number blocks so that equal numbers mean equal in the plane but for a shift, int64 [n]."""
-    at = coordinates(blocks, grid)
-    away = at - at[:, :1] + torch.tensor(grid, device=blocks.device)
-    return distinct_rows((away[..., 1] * (2 * grid[2]) + away[..., 2]).masked_fill(blocks < 0, -1))[1]
+    row, column = (coordinates(blocks, grid)[..., axis] - _range(blocks, axis, grid)[0][:, None] for axis in (1, 2))
+    return distinct_rows((row * grid[2] + column).masked_fill(blocks < 0, -1))[1]
 
 
 if __name__ == "__main__":
