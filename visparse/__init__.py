@@ -9,20 +9,33 @@ from visparse.lazy import names_from
 
 if TYPE_CHECKING:
     from visparse.api import report, restore, sparsify
+    from visparse.estimates import Estimate, estimate
     from visparse.handle import Handle
     from visparse.plan import SparsePlan
     from visparse.reporting import Report
 
 __version__ = "0.1.0"
 
-__all__ = ["Handle", "Report", "SparsePlan", "__version__", "report", "restore", "sparsify"]
+__all__ = [
+    "Estimate",
+    "Handle",
+    "Report",
+    "SparsePlan",
+    "__version__",
+    "estimate",
+    "report",
+    "restore",
+    "sparsify",
+]
 
 __getattr__ = names_from(
     __name__,
     {
+        "Estimate": "visparse.estimates",
         "Handle": "visparse.handle",
         "Report": "visparse.reporting",
         "SparsePlan": "visparse.plan",
+        "estimate": "visparse.estimates",
         "report": "visparse.api",
         "restore": "visparse.api",
         "sparsify": "visparse.api",

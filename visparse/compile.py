@@ -75,7 +75,7 @@ def compile_lists(
         raise ValueError(f"block_q: wanted a positive int, got {block_q!r}; 64 or 128 are usual")
     if type(block_k) is not int or block_k < 1 or block_k % 32:
         raise ValueError(f"block_k: wanted a positive multiple of 32, got {block_k!r}; 64 or 128 are usual")
-    return _compile(heads, layout, block_q, block_k, _parse_order(order, boxes), boxes, torch.device(device))
+    return _compile(heads, layout, block_q, block_k, parse_order(order, boxes), boxes, torch.device(device))
 
 
 def orders_of(
@@ -105,14 +105,26 @@ def orders_of(
     Raises:
         ValueError: a bad order, or a pattern that does not fit the grid.
     """
-    given = _parse_order(order, boxes)
+    given = parse_order(order, boxes)
     return [
         None if isinstance(pattern, Skip) else given or _auto(pattern, layout, block_q, block_k, boxes, device)
         for pattern in patterns
     ]
 
 
-def _parse_order(order: str | Tile | Order, boxes: bool) -> Order | None:
+def parse_order(order: str | Tile | Order, boxes: bool) -> Order | None:
+    """Read the ``order`` of `compile_lists`.
+
+    Args:
+        order: a name, a tile or an `Order`.
+        boxes: whether tiles are boxes, and row-major means runs.
+
+    Returns:
+        The order; None where it is to be chosen.
+
+    Raises:
+        ValueError: an unknown name, a bad tile, or a curve with boxes.
+    """
     if isinstance(order, str):
         names = ("auto", *ROW_MAJOR, *CURVES)
         if order not in names:

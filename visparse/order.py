@@ -1,5 +1,6 @@
 """Token order: which token lies in which slot."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from math import prod
@@ -123,10 +124,7 @@ def visual_blocks(layout: Layout, tile: Tile | str | None, block: int, device: t
 def choose_order(
     pattern: Pattern, layout: Layout, *, block_q: int, block_k: int, device: torch.device | str = "cpu"
 ) -> Order:
-    """Return the order that visits the fewest blocks, as far as `Pattern.cover` tells.
-
-    A tie goes to the order that `try_orders` tries first. A curve has to visit 5 % fewer blocks than the best tiles:
-    it has no two equal masks, so its lists are larger.
+    """Return the order that visits the fewest blocks, as far as `Pattern.cover` tells: `best_of` `try_orders`.
 
     Args:
         pattern: what is kept.
@@ -141,7 +139,18 @@ def choose_order(
     Raises:
         ValueError: the pattern does not fit the grid.
     """
-    visited = try_orders(pattern, layout, block_q=block_q, block_k=block_k, device=device)
+    return best_of(try_orders(pattern, layout, block_q=block_q, block_k=block_k, device=device))
+
+
+def best_of(visited: Mapping[Order, int]) -> Order:
+    """Return the order with the fewest visited blocks.
+
+    A tie goes to the first. A curve has to visit 5 % fewer blocks than the best tiles: few of its masks are equal, so
+    its lists are larger and take longer to make.
+
+    Args:
+        visited: order -> visited blocks, as `try_orders` gives it.
+    """
     return min(visited, key=lambda order: visited[order] / (1 if order.curve is None else _CURVE_GAIN))
 
 
