@@ -4,19 +4,52 @@ from collections.abc import Mapping
 from typing import Any
 
 from visparse.errors import nearest
+from visparse.patterns.band import Band
 from visparse.patterns.base import Pattern
 from visparse.patterns.dense import Dense
+from visparse.patterns.diagonal import Diagonal
 from visparse.patterns.disc import Disc
+from visparse.patterns.first_frame import FirstFrame
 from visparse.patterns.halo import Halo
+from visparse.patterns.intersection import Intersection
+from visparse.patterns.multi_diagonal import MultiDiagonal
 from visparse.patterns.neighborhood import Neighborhood
+from visparse.patterns.power_of_two import PowerOfTwo
 from visparse.patterns.radial import Radial
 from visparse.patterns.shifted_window import ShiftedWindow
 from visparse.patterns.skip import Skip
 from visparse.patterns.sliding_tile import SlidingTile
+from visparse.patterns.spatial_head import SpatialHead
+from visparse.patterns.strided import Strided
+from visparse.patterns.stripe import Stripe
+from visparse.patterns.temporal_head import TemporalHead
+from visparse.patterns.union import Union
 from visparse.patterns.window import Window
 
 PATTERNS: dict[str, type[Pattern]] = {
-    cls.name: cls for cls in (Dense, Skip, Neighborhood, Radial, SlidingTile, Window, ShiftedWindow, Halo, Disc)
+    cls.name: cls
+    for cls in (
+        Dense,
+        Skip,
+        Neighborhood,
+        Radial,
+        Union,
+        Intersection,
+        SlidingTile,
+        Window,
+        ShiftedWindow,
+        Halo,
+        Disc,
+        Band,
+        Diagonal,
+        FirstFrame,
+        MultiDiagonal,
+        PowerOfTwo,
+        SpatialHead,
+        Strided,
+        Stripe,
+        TemporalHead,
+    )
 }
 
 
