@@ -1,11 +1,15 @@
+import random
 from itertools import product
+from math import prod
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from visparse.compile import compile_lists
 from visparse.layout import Grid, Layout
+from visparse.order import Order
 from visparse.patterns import Neighborhood
 
 
@@ -60,6 +64,17 @@ def test_one_axis_exhaustively(causal: bool) -> None:
                 assert pattern.keep(at, at, (1, 1, length)).tolist() == expected, pattern
                 checked += 1
     assert checked > 500
+
+
+def test_three_axes_in_a_seeded_sweep() -> None:
+    draw = random.Random(4)
+    for _ in range(300):
+        grid = (draw.choice([1, 2, 3, 5]), draw.choice([1, 2, 3, 5]), draw.choice([1, 3, 5, 7]))
+        dilation = tuple(draw.randint(1, min(3, length)) for length in grid)
+        window = tuple(draw.randint(1, length // step) for length, step in zip(grid, dilation, strict=True))
+        stride = tuple(draw.randint(1, keys) for keys in window)
+        causal = tuple(draw.random() < 0.3 for _ in grid)
+        assert agrees(grid, window, stride, dilation, causal), (grid, window, stride, dilation, causal)  # type: ignore[arg-type]
 
 
 @st.composite
@@ -159,3 +174,74 @@ def test_a_window_larger_than_the_grid(fields: dict, grid: Grid, text: str) -> N
         Neighborhood(**fields).keep(at, at, grid)
     with pytest.raises(ValueError, match=text):
         Neighborhood(**fields).factors(grid)
+
+
+GNA_WINDOW, GNA_GRID = (18, 24, 24), (30, 48, 80)
+
+
+@pytest.mark.parametrize(
+    ("stride", "boxes", "most", "bound"), [(1, False, 275, 3.3), ((16, 8, 8), True, 81, 11.1), (1, True, 176, 5.1)]
+)
+def test_bounds_of_the_gna_paper(stride: int | Grid, boxes: bool, most: int, bound: float) -> None:
+    """HunyuanVideo, query tiles 4 x 8 x 8 and key tiles 2 x 8 x 8: all key tiles over those of the busiest query tile.
+
+    The paper has 3.3 at stride 1 and 11.1 at stride 16 x 8 x 8, which is all that the density allows. Key boxes that
+    begin with the window bring stride 1 to 5.1.
+    """
+    pattern, order = Neighborhood(window=GNA_WINDOW, stride=stride), Order((4, 8, 8), (2, 8, 8))
+    lists = compile_lists([pattern], Layout(GNA_GRID), block_q=256, block_k=128, order=order, boxes=boxes)
+    visited = lists.full_offsets.diff() + lists.partial_offsets.diff()
+    assert visited.max().item() == most
+    assert prod(GNA_GRID) / 128 / most == pytest.approx(bound, abs=0.05)
+    assert lists.density == pytest.approx(prod(GNA_WINDOW) / prod(GNA_GRID))
+    assert (len(lists.partial_indices) == 0) == (stride != 1)
+
+
+def test_the_packed_last_frames_of_the_gna_paper_see_more() -> None:
+    """Of 30 frames two are left over by tiles of 4: without boxes two such pieces share a block, and see more."""
+    pattern, order = Neighborhood(window=GNA_WINDOW, stride=(16, 8, 8)), Order((4, 8, 8), (2, 8, 8))
+    lists = compile_lists([pattern], Layout(GNA_GRID), block_q=256, block_k=128, order=order)
+    visited = lists.full_offsets.diff() + lists.partial_offsets.diff()
+    numbers, blocks = visited.unique(return_counts=True)
+    assert dict(zip(numbers.tolist(), blocks.tolist(), strict=True)) == {81: 432, 108: 18}
+
+
+@pytest.mark.parametrize("window", [(1, 8, 16), (5, 16, 16), (9, 24, 32), (21, 24, 32), (4, 40, 80)])
+def test_little_is_wasted_on_a_ragged_grid(window: Grid) -> None:
+    """21 x 45 x 80, windows that are multiples of the tile: only the 3 rows that hang over the 45 are for nothing."""
+    layout = Layout((21, 45, 80))
+    lists = compile_lists(
+        [Neighborhood(window=window, stride=(1, 8, 16))], layout, block_q=128, block_k=128, boxes=True
+    )
+    kept = lists.density * layout.visual**2
+    visited = len(lists.full_indices) * 128 * 128
+    assert len(lists.partial_indices) == 0
+    assert kept / visited == pytest.approx(45 / 48)  # 6.2 % wasted
+
+
+def lengths(pattern: Neighborhood) -> tuple:
+    return pattern.window, pattern.stride, pattern.dilation
+
+
+def test_on_another_grid() -> None:
+    published = Neighborhood(window=GNA_WINDOW, stride=(16, 8, 8))
+    assert lengths(published.rescale(GNA_GRID, (60, 96, 160))) == ((36, 48, 48), (32, 16, 16), (1, 1, 1))
+    # 12.6, 22.5 and 24; 11.2, 7.5 and 8: half up.
+    assert lengths(published.rescale(GNA_GRID, (21, 45, 80))) == ((13, 23, 24), (11, 8, 8), (1, 1, 1))
+    assert lengths(published.rescale(GNA_GRID, (1, 1, 2))) == ((1, 1, 1), (1, 1, 1), (1, 1, 1))
+    # One number is counted on the axes that are longer than 1; all of one frame stays all frames.
+    assert Neighborhood(window=8).rescale((1, 32, 32), (4, 48, 32)).window == (4, 12, 8)
+    dilated = Neighborhood(window=(1, 3, 4), stride=(1, 3, 2), dilation=(1, 4, 2), causal=(False, False, True))
+    short = dilated.rescale((1, 16, 16), (1, 6, 3))
+    assert lengths(short) == ((1, 1, 1), (1, 1, 1), (1, 4, 2))
+    assert short.causal == (False, False, True)
+    assert lengths(dilated.rescale((1, 16, 16), (1, 3, 32))) == ((1, 1, 8), (1, 1, 4), (1, 3, 2))
+
+
+@settings(max_examples=100, deadline=None)
+@given(cases(), st.tuples(*[st.integers(1, 12)] * 3))
+def test_a_rescaled_window_fits_any_grid(case: tuple, target: Grid) -> None:
+    grid, window, stride, dilation, causal = case
+    pattern = Neighborhood(window=window, stride=stride, dilation=dilation, causal=causal).rescale(grid, target)
+    at = Layout(target).coordinates()[:1]
+    assert pattern.keep(at, at, target).item()
