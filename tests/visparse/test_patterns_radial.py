@@ -1,3 +1,4 @@
+import random
 from fractions import Fraction
 from itertools import product
 
@@ -5,9 +6,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from visparse.compile import compile_lists
 from visparse.layout import Grid, Layout
 from visparse.patterns import Radial
 from visparse.patterns.radial_blocks import block_map
+from visparse.patterns.testing import Token, check_flex, check_pattern
 
 
 def paper_keeps(i: int, k: int, j: int, l: int, s: int, sink: bool) -> bool:
@@ -111,6 +114,39 @@ def test_code_densities_measured_on_the_published_program(
 ) -> None:
     density = block_map((frames, 48, 80), decay, sink, 128).float().mean().item()
     assert round(100 * density, 1) == percent
+
+
+def test_density_of_lists_is_the_published_one() -> None:
+    pattern = Radial(variant="code", decay=0.2)
+    lists = compile_lists([pattern], Layout((18, 48, 80)), block_q=128, block_k=128, order="row-major")
+    assert round(100 * lists.density, 1) == round(100 * lists.block_density, 1) == 28.7
+
+
+def test_rescale_keeps_the_pattern_and_refuses_small_frames() -> None:
+    code = Radial(variant="code", decay=0.2)
+    for pattern in (Radial(), Radial(sink=False), code):
+        for target in ((18, 48, 80), (33, 30, 52), (1, 48, 80), (21, 80, 45)):
+            assert pattern.rescale((21, 45, 80), target) is pattern
+    with pytest.raises(ValueError, match=r"block: the published code keeps nothing .* got 42 tokens a frame"):
+        code.rescale((21, 45, 80), (4, 6, 7))
+    assert Radial().rescale((21, 45, 80), (4, 6, 7)) == Radial()
+
+
+def test_flex_attention_agrees() -> None:
+    check_flex(Radial(), Layout((3, 5, 7), before=2, after=3))
+    check_flex(Radial(variant="code", block=16), Layout((3, 5, 7), before=2))
+
+
+def test_lists_of_the_paper_rule_seeded_sweep() -> None:
+    generator = random.Random(0)
+    for _ in range(150):
+        grid = (generator.randint(1, 9), generator.randint(1, 5), generator.choice([1, 2, 3, 5, 7]))
+        sink, s = generator.random() < 0.5, grid[1] * grid[2]
+
+        def keeps(q: Token, k: Token, grid: Grid = grid, sink: bool = sink, s: int = s) -> bool:
+            return paper_keeps(q[0], q[1] * grid[2] + q[2], k[0], k[1] * grid[2] + k[2], s, sink)
+
+        check_pattern(Radial(sink=sink), grid, keeps)
 
 
 @pytest.mark.parametrize("pattern", [Radial(), Radial(sink=False), Radial(variant="code", block=16)])

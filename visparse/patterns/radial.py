@@ -11,7 +11,7 @@ from visparse.errors import nearest
 from visparse.layout import Grid
 from visparse.patterns.base import Factor, Pattern
 from visparse.patterns.radial_band import band_alike, band_cover, band_pairs
-from visparse.patterns.radial_blocks import block_map
+from visparse.patterns.radial_blocks import block_map, check_frame
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,11 @@ class Radial(Pattern):
     places k and l see each other where ``2^g <= s`` and ``|k - l| + 1 <= s / 2^g``, or where ``k = l`` and D is a
     multiple of ``ceil(2^g / s)``. ``variant="code"`` is the rule of the published program, which keeps or drops whole
     blocks and keeps about twice as much; see `visparse.patterns.radial_blocks` for it and for what is added to it.
+
+    On another grid: nothing changes. The band is a share of the frame, it gets thinner by the distance in frames, and
+    the block is a size of the published kernel. A longer video is therefore sparser; the published settings raise the
+    decay with the length (0.2 for 18 frames, 1.0 for twice as many), which is left to the user. Frames too small for
+    the block are an error.
 
     Args:
         variant: ``"paper"`` or ``"code"``.
@@ -87,6 +92,12 @@ class Radial(Pattern):
     def alike(self, q: Tensor, k: Tensor, rows: Tensor, cols: Tensor, grid: Grid) -> Tensor | None:
         """Number the blocks of the paper's rule by mask; see `Pattern.alike`."""
         return None if self.variant == "code" else band_alike(q, k, rows, cols, grid, self.sink)
+
+    def rescale(self, source: Grid, target: Grid) -> "Radial":
+        """Return the same pattern, if the target suits it; see `Pattern.rescale`."""
+        if self.variant == "code":
+            check_frame(target, self.block)
+        return self
 
 
 if __name__ == "__main__":

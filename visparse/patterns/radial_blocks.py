@@ -46,11 +46,7 @@ def block_map(grid: Grid, decay: float, sink: bool, block: int) -> Tensor:
         ValueError: a frame is so small against the block that the rule keeps nothing.
     """
     frames, frame = grid[0], grid[1] * grid[2]
-    if frames > 1 and frame * 3 <= block:
-        raise ValueError(
-            f"block: the published code keeps nothing where a frame has at most a third of a block, got {frame} tokens "
-            f"a frame (grid {grid}) and block {block}; use variant='paper' or a block below {frame * 3}"
-        )
+    check_frame(grid, block)
     tokens, side = frames * frame, -(-frame // block)
     blocks = -(-tokens // block)
     at = torch.arange(frames)
@@ -72,6 +68,24 @@ def block_map(grid: Grid, decay: float, sink: bool, block: int) -> Tensor:
     i, j, row, col = keep.nonzero(as_tuple=True)
     kept[own[i, row], own[j, col]] = True
     return kept
+
+
+def check_frame(grid: Grid, block: int) -> None:
+    """Refuse a grid whose frames are so small that the published code keeps nothing between them.
+
+    Args:
+        grid: (frames, height, width), in tokens.
+        block: tokens per block.
+
+    Raises:
+        ValueError: a frame has at most a third of a block.
+    """
+    frame = grid[1] * grid[2]
+    if grid[0] > 1 and frame * 3 <= block:
+        raise ValueError(
+            f"block: the published code keeps nothing where a frame has at most a third of a block, got {frame} tokens "
+            f"a frame (grid {grid}) and block {block}; use variant='paper' or a block below {frame * 3}"
+        )
 
 
 def _half_width(distance: int, frame: int, decay: float, block: int) -> int:
