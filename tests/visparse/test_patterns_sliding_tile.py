@@ -87,12 +87,13 @@ def test_it_is_the_strided_neighborhood_where_tiles_fit() -> None:
 
 
 def test_an_even_window_sees_one_tile_more() -> None:
-    at = Layout((1, 1, 10)).coordinates()
-    even, odd = (SlidingTile(tile=(1, 1, 2), window=(1, 1, tiles)) for tiles in (2, 3))
-    assert torch.equal(even.keep(at, at, (1, 1, 10)), odd.keep(at, at, (1, 1, 10)))
-    assert SlidingTile(tile=(1, 1, 2), window=(1, 1, 4)).keep(at[:, :], at, (1, 1, 8 + 2)).sum(1).unique().tolist() == [
-        10
-    ]
+    grid = (1, 1, 10)
+    at = Layout(grid).coordinates()
+    seen_keys = {
+        window: SlidingTile(tile=(1, 1, 2), window=(1, 1, window)).keep(at, at, grid).sum(1).unique().tolist()
+        for window in range(1, 6)
+    }
+    assert seen_keys == {1: [2], 2: [6], 3: [6], 4: [10], 5: [10]}
 
 
 def test_published_hunyuan_video_is_made_of_whole_blocks() -> None:
