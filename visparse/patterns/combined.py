@@ -41,8 +41,9 @@ class Combined(Pattern):
         """Number pairs of blocks by the masks of all parts; see `Pattern.alike`."""
         numbers = []
         for part in self.patterns:
-            number, factors = part.alike(q, k, rows, cols, grid), part.factors(grid)
+            number = part.alike(q, k, rows, cols, grid)
             if number is None:
+                factors = part.factors(grid)
                 if factors is None:
                     return None
                 number = number_masks(factors, q, k, rows, cols)
