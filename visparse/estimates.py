@@ -264,27 +264,36 @@ def estimate(
 def _group(
     pattern: Pattern, heads: int, layout: Layout, sizes: tuple[int, int], order: str | Tile | Order, boxes: bool
 ) -> GroupEstimate:
-    block_q, block_k = sizes
-    given = parse_order(order, boxes)
-    tried: dict[Order, int] = {}
-    taken = None
-    if not isinstance(pattern, Skip):
-        tried = try_orders(pattern, layout, block_q=block_q, block_k=block_k)
-        taken = given or (
-            choose_boxes(pattern, layout, block_q=block_q, block_k=block_k, device=torch.device("cpu"))
-            if boxes
-            else best_of(tried)
+    if isinstance(pattern, Skip):
+        return GroupEstimate(
+            pattern=str(pattern),
+            heads=heads,
+            order="skipped",
+            density=0.0,
+            block_density=0.0,
+            fullest=0.0,
+            query_blocks=0,
+            full=0,
+            masked=0,
+            tried={},
         )
-    lists = compile_lists([pattern], layout, block_q=block_q, block_k=block_k, order=taken or "row-major", boxes=boxes)
+    block_q, block_k = sizes
+    tried = try_orders(pattern, layout, block_q=block_q, block_k=block_k)
+    taken = parse_order(order, boxes) or (
+        choose_boxes(pattern, layout, block_q=block_q, block_k=block_k, device=torch.device("cpu"))
+        if boxes
+        else best_of(tried)
+    )
+    lists = compile_lists([pattern], layout, block_q=block_q, block_k=block_k, order=taken, boxes=boxes)
     blocks = -(-layout.visual // block_q) * -(-layout.visual // block_k)
     return GroupEstimate(
         pattern=str(pattern),
         heads=heads,
-        order="skipped" if taken is None else _in_words(taken, boxes),
+        order=_in_words(taken, boxes),
         density=lists.density,
         block_density=lists.block_density,
-        fullest=0.0 if taken is None else _fullest(lists, layout),
-        query_blocks=lists.n_q if taken is not None else 0,
+        fullest=_fullest(lists, layout),
+        query_blocks=lists.n_q,
         full=len(lists.full_indices),
         masked=len(lists.partial_indices),
         tried={str(order): count / blocks for order, count in sorted(tried.items(), key=lambda item: item[1])},

@@ -221,8 +221,9 @@ def test_the_text_says_what_it_rests_on() -> None:
     assert "boxes" in str(estimate(Neighborhood(window=(3, 8, 8)), Layout((4, 32, 32)), device="h200"))
 
 
-def test_a_layer_of_skipped_heads_has_no_bound() -> None:
-    said = estimate([Skip()], Layout((2, 4, 4)), head_dim=64)
+@pytest.mark.parametrize("device", ["cpu", "h200"])
+def test_a_layer_of_skipped_heads_has_no_bound(device: str) -> None:
+    said = estimate([Skip()], Layout((2, 4, 4)), device=device, head_dim=64)
     assert (said.bound, said.speedup, said.milliseconds) == (None, None, 0)
     assert "nothing is visited" in str(said)
 

@@ -2,18 +2,18 @@
 
 import argparse
 import json
+import re
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from visparse.layout import Grid, Layout
 from visparse.patterns.base import Pattern
+from visparse.patterns.draw_pictures import pattern_picture
+from visparse.patterns.draw_views import middle
 from visparse.patterns.registry import pattern_from_dict
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 _MOST = 4096  # tokens that can be drawn; the mask is their square
 
@@ -35,23 +35,6 @@ def mask(pattern: Pattern, grid: Grid) -> Tensor:
         raise ValueError(f"grid: {prod(grid)} tokens are too many to draw, at most {_MOST}; give a smaller grid")
     at = Layout(grid).coordinates()
     return pattern.keep(at, at, grid)
-
-
-def picture(pattern: Pattern, grid: Grid, scale: int = 4) -> "Image":
-    """Draw the mask as a picture: kept pairs white, queries down, keys across.
-
-    Args:
-        pattern: what to draw.
-        grid: (frames, height, width), in tokens.
-        scale: pixels per token.
-
-    Returns:
-        A grey PIL image, ``scale * tokens`` pixels square.
-    """
-    from PIL import Image
-
-    kept = mask(pattern, grid).repeat_interleave(scale, 0).repeat_interleave(scale, 1)
-    return Image.fromarray((kept * 255).byte().numpy())
 
 
 def text(pattern: Pattern, grid: Grid) -> str:
@@ -87,22 +70,29 @@ def main(name: str, argv: list[str] | None = None, **defaults: Any) -> None:
     args = parser.parse_args(argv)
     try:
         grid = Layout(tuple(args.grid)).grid
-        pattern = pattern_from_dict(defaults | dict(_field(field) for field in args.fields) | {"name": name})
-        drawing = picture(pattern, grid) if args.out else text(pattern, grid)
-        density = mask(pattern, grid).float().mean().item()
+        pattern = pattern_from_dict(defaults | dict(parse_field(field) for field in args.fields) | {"name": name})
+        said = f"density {mask(pattern, grid).float().mean().item():.1%}"
+        if args.out:
+            pattern_picture(pattern, Layout(grid), middle(grid), notes=[said]).save(args.out)
+        else:
+            print(text(pattern, grid))
     except (TypeError, ValueError) as error:
         parser.error(str(error))
-    if isinstance(drawing, str):
-        print(drawing)
-    else:
-        drawing.save(args.out)
-    print(f"{pattern} on {grid}: density {density:.1%}")
+    print(f"{pattern} on {grid}: {said}")
 
 
-def _field(text: str) -> tuple[str, Any]:
+def parse_field(text: str) -> tuple[str, Any]:
+    """Read ``FIELD=VALUE``; the value is JSON, lengths such as ``3x5x5`` or ``3,5,5``, or text.
+
+    Raises:
+        ValueError: there is no ``=`` in it.
+    """
     key, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"{text}: wanted FIELD=VALUE, for example window=3")
+    if not equals or not key:
+        raise ValueError(f"{text}: wanted FIELD=VALUE, for example window=3 or window=3x5x5")
+    lengths = re.split("[x,]", value)
+    if len(lengths) > 1 and all(length.isdigit() for length in lengths):
+        return key, [int(length) for length in lengths]
     try:
         return key, json.loads(value)
     except json.JSONDecodeError:
