@@ -89,7 +89,7 @@ def svg_width(density: float, layout: Layout) -> float:
     """
     tokens = layout.tokens
     share = (density * tokens**2 - 2 * tokens * layout.extra) / tokens**2
-    if not 0 < share < 1:
+    if not (share > 0 and density < 1):
         least = 2 * layout.extra / tokens
         raise ValueError(f"density: wanted above {least:.3f}, which the text takes, and below 1, got {density}")
     return tokens * (1 - sqrt(1 - share)) / (layout.grid[1] * layout.grid[2])

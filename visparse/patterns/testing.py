@@ -1,11 +1,11 @@
 """What the tests of patterns share: a pattern against a definition written token by token."""
 
-from collections.abc import Callable
+from collections.abc import Container, Iterator, Mapping
 from itertools import product
 from math import prod
+from random import Random
 
 import torch
-from torch import Tensor
 
 from visparse.compile import compile_lists
 from visparse.layout import Grid, Layout
@@ -14,42 +14,51 @@ from visparse.patterns.base import Pattern
 Token = tuple[int, int, int]
 
 
-def whole_mask(keeps: Callable[[Token, Token], bool], grid: Grid) -> Tensor:
-    """Ask a plain function of every pair of tokens.
+def sweep(cases: int, *, most: int = 150) -> Iterator[tuple[Random, Grid]]:
+    """Yield seeded random small grids: videos, pictures, lines of tokens, often with prime sides.
 
     Args:
-        keeps: says of two tokens (frame, row, column), query and key, whether the pair is kept.
-        grid: (frames, height, width), in tokens.
+        cases: how many.
+        most: tokens of a grid, at most.
 
-    Returns:
-        bool [tokens, tokens], query by key, in row-major order.
+    Yields:
+        A generator for the parameters of the case, and the grid.
     """
-    tokens: list[Token] = list(product(range(grid[0]), range(grid[1]), range(grid[2])))
-    return torch.tensor([[keeps(q, k) for k in tokens] for q in tokens])
+    for case in range(cases):
+        random = Random(case)
+        sides = [random.choice((1, 2, 3, 4, 5, 7, 8, 11, 13)) for _ in range(3)]
+        if case % 5 == 0:
+            sides[0] = 1
+        if case % 15 == 0:
+            sides[1:] = 1, random.randint(1, most)
+        while prod(sides) > most:
+            sides[sides.index(max(sides))] //= 2
+        yield random, (sides[0], sides[1], sides[2])
 
 
 def check_pattern(
-    pattern: Pattern, grid: Grid, keeps: Callable[[Token, Token], bool], *, compiled: bool = True
+    pattern: Pattern, grid: Grid, keys: Mapping[Token, Container[Token]], *, compiled: bool = True
 ) -> None:
     """Raise where a pattern is not its definition, as a mask or as block lists.
 
     Args:
         pattern: what is judged.
         grid: (frames, height, width), in tokens; small.
-        keeps: the definition, see `whole_mask`.
+        keys: the definition: the keys of every query, both as (frame, row, column).
         compiled: whether block lists are judged too, with and without boxes, in the order that is chosen.
 
     Raises:
         AssertionError: names pattern and grid, and how many pairs differ.
     """
-    wanted = whole_mask(keeps, grid)
+    tokens: list[Token] = list(product(range(grid[0]), range(grid[1]), range(grid[2])))
+    wanted = torch.tensor([[k in keys[q] for k in tokens] for q in tokens])
     at = Layout(grid).coordinates()
     masks = {"keep": pattern.keep(at, at, grid)}
     if compiled:
         for boxes in (False, True):
             lists = compile_lists([pattern], Layout(grid), block_q=16, block_k=32, boxes=boxes)
             masks[f"compile_lists(boxes={boxes})"] = lists.to_mask()[0]
-            if round(lists.density * prod(grid) ** 2) != int(wanted.sum()):
+            if round(lists.density * len(tokens) ** 2) != int(wanted.sum()):
                 raise AssertionError(f"{pattern} on {grid}: density {lists.density}, counted {wanted.sum()} pairs")
     for way, mask in masks.items():
         if not torch.equal(mask, wanted):
