@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from math import prod
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -89,14 +89,14 @@ class Pattern(ABC):
         Raises:
             ValueError: the pattern does not fit the grid.
         """
-        at = coordinates(torch.arange(layout.visual), layout.grid).to(device)
         first, last = layout.before, layout.before + layout.visual
-        self.pairs(at[:1], at[:1], layout.grid)  # raises here, not inside FlexAttention, where it does not fit
+        at = torch.zeros(1, 3, dtype=torch.int64, device=device)
+        self.pairs(at, at, layout.grid)  # raises here, not inside FlexAttention, where it does not fit
 
         def mask(batch: Tensor, head: Tensor, q_index: Tensor, k_index: Tensor) -> Tensor:
             extra = (q_index < first) | (q_index >= last) | (k_index < first) | (k_index >= last)
-            q, k = ((index - first).clamp(0, layout.visual - 1) for index in (q_index, k_index))
-            return extra | self.pairs(at[q], at[k], layout.grid)
+            q, k = (_Places((index - first).clamp(0, layout.visual - 1), layout.grid) for index in (q_index, k_index))
+            return extra | self.pairs(cast(Tensor, q), cast(Tensor, k), layout.grid)
 
         return mask
 
@@ -213,6 +213,18 @@ class Pattern(ABC):
             if field.default is MISSING and field.name not in values:
                 raise ValueError(f"pattern {cls.name!r} lacks the key {field.name!r}; give it a value")
         return cls(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+
+class _Places:
+    """Coordinates whose ``[..., axis]`` is arithmetic on indices: compiled FlexAttention gathers rows wrongly."""
+
+    def __init__(self, index: Tensor, grid: Grid) -> None:
+        _, height, width = grid
+        self.device = index.device
+        self._axes = (index // (height * width), index // width % height, index % width)
+
+    def __getitem__(self, at: tuple[object, int]) -> Tensor:
+        return self._axes[at[1]]
 
 
 def presence(blocks: Tensor, code: Tensor, codes: int) -> Tensor:
