@@ -75,7 +75,9 @@ def compile_boxes(
     k_box, k_starts, k_order = _stack(all_k)
     n_q = q_starts.shape[1]
     none = [torch.zeros(0, dtype=torch.int64, device=device)]
-    tile, tiles = number_tiles([group.tile for group in built], [group.tiles for group in built])
+    tile, tiles = none[0], None
+    if built:
+        tile, tiles = number_tiles([group.tile for group in built], [group.tiles for group in built])
     return BlockLists.from_entries(
         q_len=layout.tokens,
         k_len=layout.tokens,
@@ -86,7 +88,7 @@ def compile_boxes(
         k_order=k_order,
         rows=torch.cat([*none, *(group.rows + number * n_q for number, group in enumerate(built))]),
         cols=torch.cat([*none, *(group.cols for group in built)]),
-        tile=torch.cat([*none, tile]) if built else none[0],
+        tile=torch.cat([*none, tile]),
         tiles=tiles,
         boxes=Boxes(
             grid=layout.grid, first=layout.before, q_box=q_box, k_box=k_box, q_starts=q_starts, k_starts=k_starts

@@ -93,13 +93,15 @@ class Neighborhood(Axiswise):
         if source == target:
             return self
         windows, strides, dilations = self._on(source)
+        grown = in_proportion(strides, source, target)
+        frames, height, width = (new if old > 1 else 1 for old, new in zip(strides, grown, strict=True))
         wanted = in_proportion(windows, source, target)
         dilation = _least(dilations, target)
         window = _least(wanted, _quotient(target, dilation))
         return replace(
             self,
             window=window,
-            stride=_least(in_proportion(strides, source, target), window),
+            stride=_least((frames, height, width), window),
             dilation=dilation,
         )
 

@@ -38,9 +38,7 @@ def reach_table(grid: Grid, sink: bool) -> Tensor:
         reach.append(max(frame // width - 1, aligned))
     at = torch.arange(grid[0])
     table = torch.tensor(reach)[(at[:, None] - at[None]).abs()]
-    if sink:
-        table[:, 0] = frame - 1
-    return table
+    return torch.where((at == 0)[None], frame - 1, table) if sink else table
 
 
 def band_pairs(q: Tensor, k: Tensor, grid: Grid, sink: bool) -> Tensor:
@@ -53,7 +51,7 @@ def band_pairs(q: Tensor, k: Tensor, grid: Grid, sink: bool) -> Tensor:
         sink: whether every query sees the whole first frame.
     """
     q_place, k_place = ((at[..., 1] * grid[2] + at[..., 2]).to(torch.int32) for at in (q, k))
-    reach = reach_table(grid, sink).to(q.device, torch.int32)[q[..., 0], k[..., 0]]
+    reach = reach_table(grid, sink).to(q.device)[q[..., 0], k[..., 0]]
     return (q_place - k_place).abs() <= reach
 
 
