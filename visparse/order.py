@@ -209,11 +209,13 @@ def _curves(grid: Grid) -> list[str]:
 def _candidates(grid: Grid, block: int) -> list[Tile | None]:
     """Row-major, then tiles of one block whose height and width differ by a factor of at most 4.
 
-    A tile through all frames is among them, because many windows span them all. Where the width is no whole number,
+    A tile through all frames is among them, because many windows span them all; so are tiles of 3 frames where the
+    block has that factor. Where the width is no whole number,
     or more than the grid has, tiles are one token wide: blocks then run along a strip of them.
     """
     tiles: list[Tile | None] = [None]
-    all_frames = sorted({1, min(2, grid[0]), min(4, grid[0]), grid[0]})
+    usual = (1, 2, 4) if block % 3 else (1, 2, 3, 4)
+    all_frames = sorted({*(min(frames, grid[0]) for frames in usual), grid[0]})
     all_heights = sorted({min(height, grid[1]) for height in (1, 2, 4, 8, 16)})
     for frames, height in product(all_frames, all_heights):
         area = frames * height

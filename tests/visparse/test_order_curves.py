@@ -115,6 +115,21 @@ def test_automatic_choice_takes_a_curve_where_it_visits_clearly_fewer_blocks() -
     assert choose_order(window, layout, block_q=64, block_k=64).curve is None
 
 
+def test_a_grid_that_tiles_do_not_divide_wastes_little() -> None:
+    """21 x 45 x 80 tokens; windows and strides are multiples of the tile. Padding is counted as waste, too."""
+    layout = Layout((21, 45, 80))
+    lists = compile_lists([Neighborhood(window=(12, 24, 32), stride=(4, 8, 8))], layout, block_q=128, block_k=64)
+    assert lists.density > 0.92 * lists.block_density
+
+
+def test_blocks_with_a_factor_3_have_tiles_of_3_frames() -> None:
+    window, layout = Neighborhood(window=(9, 27, 24), stride=(3, 9, 8)), Layout((21, 45, 80))
+    visited = try_orders(window, layout, block_q=192, block_k=32)
+    best = min(visited, key=visited.__getitem__)
+    assert best.q == (3, 8, 8)
+    assert visited[best] < 0.8 * min(count for order, count in visited.items() if order.q is None or order.q[0] != 3)
+
+
 def test_counts_of_orders_are_those_of_the_lists() -> None:
     """For windows the bound of `cover` is met exactly by blocks that are whole tiles."""
     window, layout = Neighborhood(window=(3, 5, 5)), Layout((4, 16, 16))

@@ -78,6 +78,23 @@ def test_picture_of_a_small_mask_counts_right() -> None:
     assert skipped[TEXT] < 200
 
 
+def test_points_of_the_picture_are_pairs_of_the_mask() -> None:
+    """The mask is found by its colours: the first and the last kept pair are corners of it here."""
+    grid, scale = (4, 4, 6), 4
+    pattern = Radial(variant="code", block=8, sink=False)
+    at = Layout(grid).coordinates()
+    expected = pattern.keep(at, at, grid)
+    assert expected[0, 0]
+    assert expected[-1, -1]
+    image = pattern_picture(pattern, Layout(grid), (0, 0, 0), size=96 * scale)
+    pixels = torch.tensor(list(image.tobytes())).view(image.height, image.width, 3)
+    kept = (pixels == torch.tensor(KEPT)).all(2)
+    left = 24 + 34
+    top = int(kept[:, left].nonzero()[0])
+    inside = kept[top : top + 96 * scale, left : left + 96 * scale]
+    assert torch.equal(inside, expected.repeat_interleave(scale, 0).repeat_interleave(scale, 1))
+
+
 def test_picture_of_a_large_grid_and_of_one_line() -> None:
     for layout in (Layout((21, 45, 80), 0, 226), Layout((1, 1, 500)), Layout((60, 3, 3))):
         image = pattern_picture(Radial(), layout, middle(layout.grid), notes=["density 50 %"], size=128)
