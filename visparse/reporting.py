@@ -58,6 +58,7 @@ class ModelReport:
         step_source: "cache context", "timestep" or None.
         impl: implementation of `attend` that serves the sparse layers; None where there is none.
         impl_reasons: candidate -> why it can or cannot serve them.
+        orders: token orders of their heads, in words.
         denoiser_seconds: time in the denoiser; None where it was not measured.
         attention_seconds: time in its self-attention; None where it was not measured. A report for a grid that was
             asked for has no times, no calls and no fallbacks.
@@ -79,6 +80,7 @@ class ModelReport:
     step_source: str | None
     impl: str | None
     impl_reasons: dict[str, str]
+    orders: tuple[str, ...]
     denoiser_seconds: float | None
     attention_seconds: float | None
     list_seconds: float
@@ -168,6 +170,7 @@ def _model_report(name: str, session: Session, grid: tuple[int, int, int] | None
         step_source=clock.source,
         impl=impl,
         impl_reasons=reasons,
+        orders=() if layout is None else tuple(sorted(router.orders.get(layout, ()))),
         list_seconds=router.list_seconds,
         layers=layers,
         **_times(router.denoiser_seconds, stats, layers),
@@ -272,6 +275,8 @@ def _table(model: ModelReport) -> str:
     if model.impl is not None:
         reasons = "; ".join(f"{name}: {why}" for name, why in model.impl_reasons.items())
         lines.append(f"  attend runs as {model.impl!r} ({reasons})")
+    if model.orders:
+        lines.append(f"  token order: {'; '.join(model.orders)}")
     if model.steps is not None:
         lines.append(f"  {model.steps} steps, the first {model.dense_steps} dense (step from the {model.step_source})")
     lines.append(f"  {'layer':>5}  {'state':<10}  {'density':>8}  {'blocks':>8}  {'sparse':>7}  {'dense':>7}  why")

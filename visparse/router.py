@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from visparse.compile import compile_lists
+from visparse.compile import compile_lists, orders_of
 from visparse.layout import Layout
 from visparse.plan import SparsePlan
 from visparse.route import LayerRoute, LayerStats
@@ -38,6 +38,7 @@ class Router:
         self.list_seconds = 0.0
         self.proven = False  # whether a call of the denoiser has come through with sparse attention in it
         self.undo: Callable[[], object] | None = None
+        self.orders: dict[Layout, set[str]] = {}  # in words, of the sparse heads
         self._cache: dict[Any, list[BlockLists | None]] = {}
         self._run = 0
         self._warned: set[str] = set()
@@ -128,16 +129,18 @@ class Router:
             return None
         settings, preferred = self.settings, preferred_blocks(device, self.model.head_dim)
         blocks = settings.block_q or preferred[0], settings.block_k or preferred[1]
-        fetched = settings.impl in ("auto", "gluon") and blocks == preferred and isinstance(settings.order, str)
-        return compile_lists(
-            [self.plan.patterns[name].resolve(layout.grid) for name in names],
-            layout,
-            block_q=blocks[0],
-            block_k=blocks[1],
-            order=settings.order,
-            boxes=fetched and prefers_boxes(device, self.model.head_dim),
-            device=device,
-        )
+        fetched = settings.impl in ("auto", "gluon") and blocks == preferred and settings.order in ("auto", "row-major")
+        patterns = [self.plan.patterns[name].resolve(layout.grid) for name in names]
+        how: dict[str, Any] = {
+            "block_q": blocks[0],
+            "block_k": blocks[1],
+            "order": settings.order,
+            "boxes": fetched and prefers_boxes(device, self.model.head_dim),
+            "device": device,
+        }
+        orders = orders_of(patterns, layout, **how)
+        self.orders.setdefault(layout, set()).update(str(order) for order in orders if order is not None)
+        return compile_lists(patterns, layout, **how)
 
     @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
     def hold(

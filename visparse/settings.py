@@ -14,7 +14,7 @@ class Settings:
     Attributes:
         impl: implementation of `visparse_kernels.attend`; a name other than "auto" never falls back.
         block_q, block_k: block sizes in slots; None: what the kernels prefer on the device.
-        order: token order: "auto", "row-major" or a tile (frames, height, width).
+        order: token order: "auto", a name that `compile_lists` knows, or a tile.
         strict: raise where a layer or call cannot be served, instead of running it dense with a recorded reason.
         timing: measure time in attention on CUDA too, which waits for the device at each call. On CPU it is always on.
     """
@@ -44,10 +44,14 @@ class Settings:
         for name in ("strict", "timing"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        orders = ("auto", "row-major", "frame-major", "pixel-major", "z-order", "hilbert")
         if isinstance(self.order, list):  # as JSON has it
             object.__setattr__(self, "order", tuple(self.order))
         tile = (
             isinstance(self.order, tuple) and len(self.order) == 3 and all(type(n) is int and n > 0 for n in self.order)
         )
-        if self.order not in ("auto", "row-major") and not tile:
-            raise ValueError(f"order must be 'auto', 'row-major' or a tile such as (4, 8, 8), got {self.order!r}")
+        if self.order not in orders and not tile:
+            raise ValueError(
+                f"order must be one of {', '.join(orders)}, or a tile such as (4, 8, 8), got {self.order!r}"
+                f"{nearest(str(self.order), orders)}"
+            )

@@ -112,7 +112,7 @@ def build_lists(
         return random_blocks(case.tokens, case.heads, mix, block_q=block_q, block_k=block_k, grain=grain, device=device)
     layout = Layout(case.grid, before=case.before, after=case.after)
     heads = [pattern] * case.heads
-    compiler._compile.cache_clear()
+    compiler.clear_cache()
     return compiler.compile_lists(heads, layout, block_q=block_q, block_k=block_k, boxes=boxes, device=device)
 
 

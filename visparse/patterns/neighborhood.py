@@ -22,9 +22,9 @@ class Neighborhood(Axiswise):
 
     NATTEN demands a window of at least 2; here 1 is allowed and means that the query sees only its own place.
 
-    On another grid: window and stride follow their axis in proportion, rounded half up, at least 1. The dilation stays,
-    but is at most the axis. The window is then cut so that ``window * dilation`` is at most the axis, and the stride so
-    that it is at most the window. Causal axes stay causal.
+    On another grid: window and stride follow their axis in proportion, rounded half up, at least 1 (a stride of 1 stays
+    1). The dilation stays, but is at most the axis. The window is then cut so that ``window * dilation`` is at most the
+    axis, and the stride so that it is at most the window. Causal axes stay causal.
 
     Args:
         window: keys per axis, int or (frames, height, width).
