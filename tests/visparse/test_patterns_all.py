@@ -15,6 +15,7 @@ from visparse.layout import Grid, Layout
 from visparse.order import visual_blocks
 from visparse.patterns import Neighborhood, Pattern, Radial, Skip, Union, pattern_from_dict
 from visparse.patterns.registry import PATTERNS
+from visparse_kernels import attend, preferred_blocks, prefers_boxes
 
 HOME = (5, 6, 9)  # the grid that the examples are made for
 
@@ -217,3 +218,22 @@ def test_720p_compiles_in_ten_seconds_on_two_cores(pattern: Pattern) -> None:
     seconds = time.process_time() - started
     assert lists.q_len == prod((21, 45, 80))
     assert seconds < 20
+
+
+@pytest.mark.gpu
+@every_pattern
+def test_on_a_gpu_attend_and_flexattention_agree(name: str) -> None:
+    if name in MAY_BE_EMPTY:
+        pytest.skip(f"{name}: {MAY_BE_EMPTY[name]}")
+    layout = Layout(HOME, before=3, after=40)
+    q, k, v = (torch.randn(1, layout.tokens, 1, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    block_q, block_k = preferred_blocks("cuda", 64)
+    compiled = torch.compile(flex_attention, dynamic=False)
+    for pattern in examples(name):
+        how = {"block_q": block_q, "block_k": block_k, "boxes": prefers_boxes("cuda", 64)}
+        out = attend(q, k, v, compile_lists([pattern], layout, **how, device="cuda"))
+        size = layout.tokens
+        mask = create_block_mask(pattern.mask_mod(layout, "cuda"), 1, 1, size, size, device="cuda")
+        flex = compiled(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=mask).transpose(1, 2)
+        torch.testing.assert_close(out, flex, atol=2e-2, rtol=2e-2)
+        torch.compiler.reset()
