@@ -43,7 +43,7 @@ def lengths(pattern: Pattern) -> tuple[Grid, Grid]:
     [
         (SMALL, (7, 10, 13), (1, 2, 4)),
         (LARGE, (7, 15, 20), (1, 3, 6)),  # 720p: 10 * 45 / 30, 13 * 80 / 52 and so on
-        ((41, 30, 52), (14, 10, 13), (2, 2, 4)),  # twice the frames
+        ((41, 30, 52), (14, 10, 13), (1, 2, 4)),  # twice the frames; a stride of 1 stays 1
         ((21, 52, 30), (7, 17, 8), (1, 3, 2)),  # upright: 10 * 52 / 30 = 17.3, 13 * 30 / 52 = 7.5
         ((1, 30, 52), (1, 10, 13), (1, 2, 4)),  # one frame: a picture
         ((1, 1, 52), (1, 1, 13), (1, 1, 4)),
@@ -70,7 +70,7 @@ def test_shares_are_of_the_grid_at_hand() -> None:
     assert lengths(near_on(SMALL, SMALL, entry)) == ((7, 16, 12), (1, 2, 4))
     assert lengths(near_on(LARGE, SMALL, entry)) == ((7, 24, 20), (1, 3, 6))
     # 41 frames: the length 7 follows, the shares do not see where it came from
-    assert lengths(near_on((41, 30, 52), SMALL, entry)) == ((14, 16, 12), (2, 2, 4))
+    assert lengths(near_on((41, 30, 52), SMALL, entry)) == ((14, 16, 12), (1, 2, 4))
     shares = {"name": "neighborhood", "window": ["50%", "50%/8", "25%/4"]}
     for grid in (SMALL, LARGE, (1, 5, 3)):
         assert lengths(near_on(grid, SMALL, shares))[0] == lengths(near_on(grid, None, shares))[0]
