@@ -12,7 +12,7 @@ from visparse.compile_blocks import block_entries
 from visparse.compile_boxes import compile_boxes
 from visparse.errors import nearest
 from visparse.layout import Layout
-from visparse.order import ROW_MAJOR, Order, Tile, choose_order, order_table, visual_blocks
+from visparse.order import NAMES, Order, Tile, choose_order, order_table, visual_blocks
 from visparse.order_curves import CURVES
 from visparse.patterns.base import Pattern
 from visparse.patterns.skip import Skip
@@ -126,11 +126,10 @@ def parse_order(order: str | Tile | Order, boxes: bool) -> Order | None:
         ValueError: an unknown name, a bad tile, or a curve with boxes.
     """
     if isinstance(order, str):
-        names = ("auto", *ROW_MAJOR, *CURVES)
-        if order not in names:
+        if order not in NAMES:
             raise ValueError(
                 "order: wanted 'auto', 'row-major', a tile such as (4, 4, 4), an Order, or one of "
-                f"{', '.join(names[2:])}; got {order!r}; use 'auto' if unsure{nearest(order, names)}"
+                f"{', '.join(NAMES[2:])}; got {order!r}; use 'auto' if unsure{nearest(order, NAMES)}"
             )
         if order == "auto":
             return None
@@ -153,9 +152,10 @@ def _auto(
 
 
 def clear_cache() -> None:
-    """Forget the lists that were compiled and the boxes that were chosen, to free memory or to measure."""
+    """Forget the lists that were compiled and the orders that were chosen, to free memory or to measure."""
     _compile.cache_clear()
     choose_boxes.cache_clear()
+    choose_order.cache_clear()
 
 
 @lru_cache(maxsize=32)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from math import prod
 
@@ -17,6 +18,9 @@ Tile = tuple[int, int, int]
 
 ROW_MAJOR = ("row-major", "frame-major")
 """Names of the order of the sequence itself."""
+
+NAMES = ("auto", *ROW_MAJOR, *CURVES)
+"""All names that `visparse.compile.compile_lists` takes."""
 
 _CURVE_GAIN = 0.95
 
@@ -121,6 +125,7 @@ def visual_blocks(layout: Layout, tile: Tile | str | None, block: int, device: t
     return _pad(_grid_order(layout.grid, tile, device), block).view(-1, block)
 
 
+@lru_cache(maxsize=256)
 def choose_order(
     pattern: Pattern, layout: Layout, *, block_q: int, block_k: int, device: torch.device | str = "cpu"
 ) -> Order:
@@ -210,8 +215,8 @@ def _candidates(grid: Grid, block: int) -> list[Tile | None]:
     """Row-major, then tiles of one block whose height and width differ by a factor of at most 4.
 
     A tile through all frames is among them, because many windows span them all; so are tiles of 3 frames where the
-    block has that factor. Where the width is no whole number,
-    or more than the grid has, tiles are one token wide: blocks then run along a strip of them.
+    block has that factor. Where the width is no whole number, or more than the grid has, tiles are one token wide:
+    blocks then run along a strip of them.
     """
     tiles: list[Tile | None] = [None]
     usual = (1, 2, 4) if block % 3 else (1, 2, 3, 4)

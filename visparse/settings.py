@@ -28,7 +28,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check what can be checked before there is a grid."""
-        from visparse_kernels.env import IMPLS  # here, so that `import visparse` stays light
+        from visparse.order import NAMES  # here, so that `import visparse` stays light
+        from visparse_kernels.env import IMPLS
 
         known = ("auto", *IMPLS)
         if self.impl not in known:
@@ -44,14 +45,13 @@ class Settings:
         for name in ("strict", "timing"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        orders = ("auto", "row-major", "frame-major", "pixel-major", "z-order", "hilbert")
         if isinstance(self.order, list):  # as JSON has it
             object.__setattr__(self, "order", tuple(self.order))
         tile = (
             isinstance(self.order, tuple) and len(self.order) == 3 and all(type(n) is int and n > 0 for n in self.order)
         )
-        if self.order not in orders and not tile:
+        if self.order not in NAMES and not tile:
             raise ValueError(
-                f"order must be one of {', '.join(orders)}, or a tile such as (4, 8, 8), got {self.order!r}"
-                f"{nearest(str(self.order), orders)}"
+                f"order must be one of {', '.join(NAMES)}, or a tile such as (4, 8, 8), got {self.order!r}"
+                f"{nearest(str(self.order), NAMES)}"
             )

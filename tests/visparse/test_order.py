@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from visparse.compile import clear_cache, compile_lists, orders_of
 from visparse.layout import Grid, Layout
 from visparse.order import Order, choose_order, order_table, visual_blocks
 from visparse.patterns import Dense, Neighborhood, Radial
@@ -106,3 +107,12 @@ def test_windows_over_all_frames_get_tiles_over_all_frames() -> None:
 def test_a_bad_tile_is_an_error(tile: tuple) -> None:
     with pytest.raises(ValueError, match=r"order: wanted a tile of three positive ints .*for example \(4, 4, 4\)"):
         Order(q=tile)
+
+
+def test_the_order_of_a_pattern_is_chosen_once() -> None:
+    clear_cache()
+    layout, pattern = Layout((3, 8, 9)), Neighborhood(window=(1, 3, 3))
+    for heads in (1, 2, 4):  # as layers of one model, and a report, ask for it
+        compile_lists([pattern] * heads, layout, block_q=16, block_k=32)
+        orders_of([pattern] * heads, layout, block_q=16, block_k=32)
+    assert choose_order.cache_info().misses == 1
