@@ -1,8 +1,9 @@
 """What `Union` and `Intersection` share: a pattern made of patterns."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from functools import reduce
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,11 +28,29 @@ class Combined(Pattern):
         ValueError: there are no parts.
     """
 
+    join: ClassVar[Callable[[Any, Any], Any]]  # of two tables: `operator.and_` or `operator.or_`
+
     patterns: tuple[Pattern, ...]
 
     def __post_init__(self) -> None:
         """Check the parts."""
         object.__setattr__(self, "patterns", checked_patterns(self.patterns))
+
+    def pairs(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
+        """Join what the parts keep; see `Pattern.pairs`."""
+        kept: Tensor = reduce(type(self).join, (part.pairs(q, k, grid) for part in self.patterns))
+        return kept
+
+    def cover(self, q: Tensor, k: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Join the bounds of the parts; see `Pattern.cover`."""
+        some, every = zip(*(part.cover(q, k, grid) for part in self.patterns), strict=True)
+        return reduce(type(self).join, some), reduce(type(self).join, every)
+
+    def tables(self, grid: Grid) -> list[tuple[Tensor, ...]] | None:
+        """Tables of all parts, axis by axis; None where a part has none. See `Pattern.axes`."""
+        tables = [part.axes(grid) for part in self.patterns]
+        known = [own for own in tables if own is not None]
+        return list(zip(*known, strict=True)) if len(known) == len(tables) else None
 
     def rescale(self: C, source: Grid, target: Grid) -> C:
         """Rescale every part. On another grid: each part follows its own rule; see `Pattern.rescale`."""

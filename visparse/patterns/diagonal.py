@@ -7,11 +7,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from visparse.layout import Grid
-from visparse.patterns.line import LinePattern, check_int, check_window, row_major, scaled
+from visparse.patterns.line import LineWindow, row_major, scaled
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diagonal(LinePattern):
+class Diagonal(LineWindow):
     """Sparse-vDiT's diagonal mode: tokens i and j of the row-major sequence see each other where |i - j| <= width // 2.
 
     The window is cut at the ends of the sequence, not shifted, and it runs over the ends of rows and frames. The paper
@@ -32,20 +32,11 @@ class Diagonal(LinePattern):
 
     name: ClassVar[str] = "diagonal"
 
-    width: int
-
-    def __post_init__(self) -> None:
-        """Check the width."""
-        check_int("width", self.width, 1, "count it in tokens of the row-major sequence")
+    sequence: ClassVar[str] = "row-major"
 
     def place(self, at: Tensor, grid: Grid) -> Tensor:
         """Return the row-major index; see `LinePattern.place`."""
         return row_major(at, grid)
-
-    def near(self, distance: Tensor, grid: Grid) -> Tensor:
-        """Keep the window; see `LinePattern.near`."""
-        check_window(self.width, grid)
-        return distance <= self.width // 2
 
     def rescale(self, source: Grid, target: Grid) -> "Diagonal":
         """Return the diagonal whose width is the same share of a frame; see `Pattern.rescale`."""

@@ -31,17 +31,14 @@ class Intersection(Combined):
 
     name: ClassVar[str] = "intersection"
 
-    def pairs(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
-        """Say which pairs are kept; see `Pattern.pairs`."""
-        return reduce(and_, (part.pairs(q, k, grid) for part in self.patterns))
+    join = and_
 
     def axes(self, grid: Grid) -> tuple[Tensor, Tensor, Tensor] | None:
         """Return one table per axis where all parts have them; see `Pattern.axes`."""
-        tables = [part.axes(grid) for part in self.patterns]
-        known = [own for own in tables if own is not None]
-        if len(known) < len(tables):
+        by_axis = self.tables(grid)
+        if by_axis is None:
             return None
-        frames, height, width = (reduce(and_, own) for own in zip(*known, strict=True))
+        frames, height, width = (reduce(and_, own) for own in by_axis)
         return frames, height, width
 
     def factors(self, grid: Grid) -> tuple[Factor, ...] | None:
@@ -52,11 +49,6 @@ class Intersection(Combined):
         parts = [part.factors(grid) for part in self.patterns]
         known = [factors for factors in parts if factors is not None]
         return tuple(factor for factors in known for factor in factors) if len(known) == len(parts) else None
-
-    def cover(self, q: Tensor, k: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Bound what is kept between blocks: some where all parts keep some, all where all parts keep all."""
-        some, every = zip(*(part.cover(q, k, grid) for part in self.patterns), strict=True)
-        return reduce(and_, some), reduce(and_, every)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -182,6 +182,28 @@ def check_int(name: str, value: object, low: int, hint: str) -> None:
         raise TypeError(f"{name}: wanted a whole number, got {type(value).__name__} {value!r}; {hint}")
     if value < low:
         raise ValueError(f"{name}: wanted at least {low}, got {value}; {hint}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LineWindow(LinePattern):
+    """Base of the windows of a fixed width on the sequence of all tokens.
+
+    Args:
+        width: of the window, in tokens.
+    """
+
+    sequence: ClassVar[str]
+
+    width: int
+
+    def __post_init__(self) -> None:
+        """Check the width."""
+        check_int("width", self.width, 1, f"count it in tokens of the {self.sequence} sequence")
+
+    def near(self, distance: Tensor, grid: Grid) -> Tensor:
+        """Keep the window; see `LinePattern.near`."""
+        check_window(self.width, grid)
+        return distance <= self.width // 2
 
 
 def check_window(width: int, grid: Grid) -> None:

@@ -7,11 +7,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from visparse.layout import Grid
-from visparse.patterns.line import LinePattern, check_int, check_window, pixel_major, scaled
+from visparse.patterns.line import LineWindow, pixel_major, scaled
 
 
 @dataclass(frozen=True, kw_only=True)
-class MultiDiagonal(LinePattern):
+class MultiDiagonal(LineWindow):
     """Sparse-vDiT's multi-diagonal mode: a window after tokens of one place in all frames were put next to each other.
 
     In that pixel-major order a token has the index ``place * frames + frame``, with its place in row-major order inside
@@ -35,20 +35,11 @@ class MultiDiagonal(LinePattern):
 
     name: ClassVar[str] = "multi_diagonal"
 
-    width: int
-
-    def __post_init__(self) -> None:
-        """Check the width."""
-        check_int("width", self.width, 1, "count it in tokens of the pixel-major sequence")
+    sequence: ClassVar[str] = "pixel-major"
 
     def place(self, at: Tensor, grid: Grid) -> Tensor:
         """Return the pixel-major index; see `LinePattern.place`."""
         return pixel_major(at, grid)
-
-    def near(self, distance: Tensor, grid: Grid) -> Tensor:
-        """Keep the window; see `LinePattern.near`."""
-        check_window(self.width, grid)
-        return distance <= self.width // 2
 
     def rescale(self, source: Grid, target: Grid) -> "MultiDiagonal":
         """Return the pattern whose width is the same share of all tokens; see `Pattern.rescale`."""

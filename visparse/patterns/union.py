@@ -31,26 +31,15 @@ class Union(Combined):
 
     name: ClassVar[str] = "union"
 
-    def pairs(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
-        """Say which pairs are kept; see `Pattern.pairs`."""
-        return reduce(or_, (part.pairs(q, k, grid) for part in self.patterns))
+    join = or_
 
     def axes(self, grid: Grid) -> tuple[Tensor, Tensor, Tensor] | None:
         """Return one table per axis where the parts have them and differ on one axis at most; see `Pattern.axes`."""
-        tables = [part.axes(grid) for part in self.patterns]
-        known = [own for own in tables if own is not None]
-        if len(known) < len(tables):
-            return None
-        by_axis = list(zip(*known, strict=True))
-        if sum(any(not torch.equal(table, own[0]) for table in own) for own in by_axis) > 1:
+        by_axis = self.tables(grid)
+        if by_axis is None or sum(any(not torch.equal(table, own[0]) for table in own) for own in by_axis) > 1:
             return None
         frames, height, width = (reduce(or_, own) for own in by_axis)
         return frames, height, width
-
-    def cover(self, q: Tensor, k: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
-        """Bound what is kept between blocks: by a part what it keeps, and all of it where one part keeps all."""
-        some, every = zip(*(part.cover(q, k, grid) for part in self.patterns), strict=True)
-        return reduce(or_, some), reduce(or_, every)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from visparse.bench.contenders.base import Contender, not_cuda, not_installed
 from visparse.bench.contenders.flash3 import first
-from visparse.bench.contenders.slots import Slots, block_rows, not_whole_blocks
+from visparse.bench.contenders.slots import Slots, block_rows, not_filled_blocks
 from visparse.bench.problem import Built, Problem
 from visparse.layout import Layout
 from visparse.order import order_table
@@ -84,14 +84,7 @@ class VideoSparse(Contender):
         """Whole blocks without padding, one sequence, bf16."""
         if problem.inputs.q.dtype != torch.bfloat16 or problem.case.batch != 1:
             return "bfloat16 and batch 1 only"
-        reason = not_cuda(problem)
-        if reason is not None:
-            return reason
-        lists = self.built(problem).lists
-        reason = not_whole_blocks(lists)
-        if reason is not None:
-            return reason
-        return "tokens do not fill blocks of 64" if Slots(lists).padded else None
+        return not_cuda(problem) or not_filled_blocks(self.built(problem).lists)
 
     def prepare(self, problem: Problem) -> Callable[[], Tensor]:
         """Translate the lists."""

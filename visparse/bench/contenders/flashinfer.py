@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from visparse.bench.contenders.base import Contender, not_cuda, not_installed
-from visparse.bench.contenders.slots import Slots, block_rows, not_whole_blocks
+from visparse.bench.contenders.slots import Slots, block_rows, not_filled_blocks
 from visparse.bench.problem import Built, Problem
 
 _BLOCK = 128
@@ -42,14 +42,7 @@ class FlashInfer(Contender):
         """Whole blocks without padding, one sequence."""
         if problem.case.batch != 1:
             return "one sequence only"
-        reason = not_cuda(problem)
-        if reason is not None:
-            return reason
-        lists = self.built(problem).lists
-        reason = not_whole_blocks(lists)
-        if reason is not None:
-            return reason
-        return "tokens do not fill blocks of 128" if Slots(lists).padded else None
+        return not_cuda(problem) or not_filled_blocks(self.built(problem).lists)
 
     def prepare(self, problem: Problem) -> Callable[[], Tensor]:
         """Plan once, as a model would for all layers."""

@@ -53,6 +53,11 @@ def not_whole_blocks(lists: BlockLists) -> str | None:
     return no_slots(lists)
 
 
+def not_filled_blocks(lists: BlockLists) -> str | None:
+    """Why lists are no plain list of whole blocks full of tokens; None where they are."""
+    return not_whole_blocks(lists) or (f"tokens do not fill blocks of {lists.block_k}" if Slots(lists).padded else None)
+
+
 def block_rows(lists: BlockLists) -> tuple[Tensor, Tensor]:
     """Full blocks of each head as padded rows.
 
