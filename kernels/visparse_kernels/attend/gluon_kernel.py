@@ -30,131 +30,19 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-BLOCK_K = gl.constexpr(128)
-ROWS = gl.constexpr(64)  # queries of one consumer warpgroup
-INFINITY = gl.constexpr(float("inf"))
-LETTER = gl.constexpr(11)  # numbers that the scheduler mails about a tile
+from visparse_kernels.attend.gluon_schedule import LETTER, read_mail, schedule, step
+from visparse_kernels.attend.gluon_softmax import (
+    BLOCK_K,
+    INFINITY,
+    ROWS,
+    hide,
+    pack,
+    unpack,
+    weigh,
+    words_of,
+)
+
 LN_2 = gl.constexpr(0.6931471805599453)
-
-
-@gluon.constexpr_function
-def fragment_layout():
-    """Layout [64, 4, 4, 4, 2] of a 64 x 128 wgmma accumulator: query, word of 32 keys, and 8 j + 2 c + b in a word."""
-    registers = [[0, 0, 0, 0, 1], [8, 0, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 2, 0, 0], [0, 1, 0, 0, 0], [0, 2, 0, 0, 0]]
-    lanes = [[0, 0, 0, 1, 0], [0, 0, 0, 2, 0], [1, 0, 0, 0, 0], [2, 0, 0, 0, 0], [4, 0, 0, 0, 0]]
-    return gl.DistributedLinearLayout(registers, lanes, [[16, 0, 0, 0, 0], [32, 0, 0, 0, 0]], [], [64, 4, 4, 4, 2])
-
-
-@gluon.constexpr_function
-def words_layout():
-    """Layout [64, 4] in which a thread reads all words of its two queries at once, 16 bytes each."""
-    lanes = [[0, 0], [0, 0], [1, 0], [2, 0], [4, 0]]
-    return gl.DistributedLinearLayout([[0, 1], [0, 2], [8, 0]], lanes, [[16, 0], [32, 0]], [], [64, 4])
-
-
-@gluon.jit
-def words_of(mask):
-    """Read the words [64, 4] of one mask [1, 256] for the queries of one warpgroup."""
-    ROWWISE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-    return mask._reinterpret(gl.int32, [ROWS, 4], ROWWISE).load(words_layout())
-
-
-@gluon.jit
-def hide(scores, words):
-    """Set scores [64, 128] to -inf where the bit of the words [64, 4] is 0; moves no data between threads."""
-    FRAGMENT: gl.constexpr = fragment_layout()
-    WORDS: gl.constexpr = gl.SliceLayout(2, gl.SliceLayout(3, gl.SliceLayout(4, FRAGMENT)))
-    J: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, gl.SliceLayout(4, FRAGMENT))))
-    C: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(4, FRAGMENT))))
-    B: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, FRAGMENT))))
-    j = gl.arange(0, 4, J)[None, None, :, None, None]
-    c = gl.arange(0, 4, C)[None, None, None, :, None]
-    b = gl.arange(0, 2, B)[None, None, None, None, :]
-    words = gl.convert_layout(words, WORDS, assert_trivial=True)
-    own = words[:, :, None, None, None] >> (2 * c)
-    bit = 1 << (8 * j + b)
-    own, bit = gl.broadcast(own, bit)
-    own = gl.convert_layout(own.reshape([ROWS, BLOCK_K]), scores.type.layout, assert_trivial=True)
-    bit = gl.convert_layout(bit.reshape([ROWS, BLOCK_K]), scores.type.layout, assert_trivial=True)
-    # in assembly, because LLVM would gather the comparisons into vectors of bits first, at twice the cost
-    return gl.inline_asm_elementwise(
-        "{ .reg .pred p; .reg .b32 t; and.b32 t, $2, $3; setp.ne.b32 p, t, 0; selp.f32 $0, $1, 0fFF800000, p; }",
-        "=f,f,r,r",
-        [scores, own, bit],
-        dtype=gl.float32,
-        is_pure=True,
-        pack=1,
-    )
-
-
-@gluon.jit
-def step(slot, phase, SLOTS: gl.constexpr):
-    """Go to the next slot of a ring; the phase turns where the ring begins again."""
-    last = slot == SLOTS - 1
-    return gl.where(last, 0, slot + 1), gl.where(last, phase ^ 1, phase)
-
-
-@gluon.jit
-def schedule(
-    mail, mail_full, mail_empty, work, entries, sizes, counter,
-):  # fmt: skip
-    """The scheduler warp: draw tiles from the counter and mail them; `read_mail` lists what a letter holds."""
-    offsets, unmasked, heads, groups = work
-    q_starts, q_whole, q_step = entries[3], entries[4], entries[5]
-    n_tiles, n_q, n_served = sizes[0], sizes[1], sizes[2]
-    ONE: gl.constexpr = gl.BlockedLayout([1], [32], [1], [0])
-    slot = 0
-    phase = 1
-    number = gl.program_id(0)
-    alive = True
-    while alive:
-        alive = number < n_tiles
-        tile = gl.minimum(number, n_tiles - 1)
-        block = tile % n_q
-        rest = tile // n_q
-        head = gl.load(heads + rest % n_served)
-        group = gl.load(groups + rest % n_served)
-        row = group * n_q + block
-        first = gl.load(offsets + row)
-        last = gl.load(offsets + row + 1)
-        plain = gl.load(unmasked + row)
-        start = gl.load(q_starts + group * q_step + block)
-        whole = gl.load(q_whole + group * q_step + block)
-        number = gl.atomic_add(counter, 1, sem="relaxed") + gl.num_programs(0)
-        mbarrier.wait(mail_empty.index(slot), phase)
-        letter = (
-            alive.to(gl.int32), rest // n_served, head, group, block, first, last - first, plain, whole,
-            (start >> 32).to(gl.int32), start.to(gl.int32),
-        )  # fmt: skip
-        for i in gl.static_range(LETTER):
-            mail.index(slot * LETTER + i).store(gl.full([1], letter[i], gl.int32, ONE))
-        mbarrier.arrive(mail_full.index(slot), count=1)
-        slot, phase = step(slot, phase, 2)
-
-
-@gluon.jit
-def read_mail(mail, mail_full, mail_empty, slot, phase, WARPS: gl.constexpr):
-    """Wait for the letter about the next tile, and open it.
-
-    Returns:
-        Whether there is such a tile; its batch row, head, group and query block; its first entry, how many entries it
-        has, how many of them unmasked; whether its query block has no padding; where that starts.
-    """
-    ONE: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
-    mbarrier.wait(mail_full.index(slot), phase)
-    alive = gl.max(mail.index(slot * LETTER).load(ONE), 0) != 0
-    batch = gl.max(mail.index(slot * LETTER + 1).load(ONE), 0)
-    head = gl.max(mail.index(slot * LETTER + 2).load(ONE), 0)
-    group = gl.max(mail.index(slot * LETTER + 3).load(ONE), 0)
-    block = gl.max(mail.index(slot * LETTER + 4).load(ONE), 0)
-    first = gl.max(mail.index(slot * LETTER + 5).load(ONE), 0)
-    count = gl.max(mail.index(slot * LETTER + 6).load(ONE), 0)
-    plain = gl.max(mail.index(slot * LETTER + 7).load(ONE), 0)
-    whole = gl.max(mail.index(slot * LETTER + 8).load(ONE), 0) != 0
-    high = gl.max(mail.index(slot * LETTER + 9).load(ONE), 0)
-    low = gl.max(mail.index(slot * LETTER + 10).load(ONE), 0)
-    mbarrier.arrive(mail_empty.index(slot), count=1)
-    return alive, batch, head, group, block, first, count, plain, whole, (high.to(gl.int64) << 32) | low
 
 
 @gluon.jit
@@ -262,50 +150,6 @@ def produce(
         alive, batch, head, group, _block, first, count, plain, _whole, q_start = read_mail(
             mail, mail_full, mail_empty, slot, slot_phase ^ 1, 1
         )
-
-
-@gluon.jit
-def weigh(scores, top, words, bias, factor, MASKED: gl.constexpr, CAREFUL: gl.constexpr, HAS_BIAS: gl.constexpr):
-    """Softmax of one key block: weights, their sums, and the largest logits of each query so far, to the base 2."""
-    if HAS_BIAS:
-        ROWWISE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-        added = bias._reinterpret(gl.float32, [BLOCK_K // 4, 4], ROWWISE).load(bias_layout()).reshape([BLOCK_K])
-        added = gl.convert_layout(added, gl.SliceLayout(0, scores.type.layout), assert_trivial=True)
-        scores = scores * factor + added[None, :]
-        factor = 1.0
-    if MASKED:
-        scores = hide(scores, words)
-    top = gl.maximum(top, gl.max(scores, 1) * factor)
-    pivot = top
-    if CAREFUL:  # a query may have seen nothing so far
-        pivot = gl.where(top == -INFINITY, 0.0, top)
-    weights = gl.exp2(scores * factor - pivot[:, None])
-    return weights, gl.sum(weights, 1), top, pivot
-
-
-@gluon.jit
-def pack(weights, DTYPE: gl.constexpr):
-    """Round weights [64, 128] to 16 bits, two in an int32 [64, 64]: loops cut 16-bit values in halves."""
-    low, high = gl.split(weights.reshape([ROWS, BLOCK_K // 2, 2]))
-    TYPE: gl.constexpr = "bf16x2" if gl.bfloat16 == DTYPE else "f16x2"
-    CODE: gl.constexpr = "cvt.rn." + TYPE + ".f32 $0, $2, $1;"
-    return gl.inline_asm_elementwise(CODE, "=r,f,f", [low, high], dtype=gl.int32, is_pure=True, pack=1)
-
-
-@gluon.jit
-def unpack(packed, DTYPE: gl.constexpr, SUMS: gl.constexpr):
-    """Undo `pack`, as the left side of a product with sums in a layout; moves no data."""
-    low = packed.to(gl.int16).to(DTYPE, bitcast=True)
-    high = (packed >> 16).to(gl.int16).to(DTYPE, bitcast=True)
-    return gl.convert_layout(gl.join(low, high).reshape([ROWS, BLOCK_K]), gl.DotOperandLayout(0, SUMS, 2))
-
-
-@gluon.constexpr_function
-def bias_layout():
-    """Layout [32, 4] in which a thread reads the bias of the columns of a 64 x 128 accumulator that it holds."""
-    registers = [[0, 1], [2, 0], [4, 0], [8, 0], [16, 0]]
-    lanes = [[0, 2], [1, 0], [0, 0], [0, 0], [0, 0]]
-    return gl.DistributedLinearLayout(registers, lanes, [[0, 0], [0, 0]], [], [32, 4])
 
 
 @gluon.jit
