@@ -12,6 +12,7 @@ from visparse.layout import Grid
 from visparse.patterns.base import Factor, Pattern
 from visparse.patterns.radial_band import band_alike, band_cover, band_pairs
 from visparse.patterns.radial_blocks import block_map, check_frame
+from visparse.patterns.tables import table_on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +76,8 @@ class Radial(Pattern):
             q_block, k_block = (
                 ((at[..., 0] * grid[1] + at[..., 1]) * grid[2] + at[..., 2]) // self.block for at in (q, k)
             )
-            return block_map(grid, float(self.decay), self.sink, self.block).to(q.device)[q_block, k_block]
+            kept = table_on(q.device, block_map, grid, float(self.decay), self.sink, self.block)
+            return kept[q_block, k_block]
         return band_pairs(q, k, grid, self.sink)
 
     def factors(self, grid: Grid) -> tuple[Factor, ...] | None:

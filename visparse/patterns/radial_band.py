@@ -14,6 +14,7 @@ from torch import Tensor
 from visparse.distinct import distinct_rows
 from visparse.layout import Grid
 from visparse.patterns.base import presence
+from visparse.patterns.tables import table_on
 
 
 @lru_cache(maxsize=32)
@@ -51,7 +52,7 @@ def band_pairs(q: Tensor, k: Tensor, grid: Grid, sink: bool) -> Tensor:
         sink: whether every query sees the whole first frame.
     """
     q_place, k_place = ((at[..., 1] * grid[2] + at[..., 2]).to(torch.int32) for at in (q, k))
-    reach = reach_table(grid, sink).to(q.device)[q[..., 0], k[..., 0]]
+    reach = table_on(q.device, reach_table, grid, sink)[q[..., 0], k[..., 0]]
     return (q_place - k_place).abs() <= reach
 
 
