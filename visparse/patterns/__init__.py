@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from visparse.patterns.power_of_two import PowerOfTwo
     from visparse.patterns.radial import Radial
     from visparse.patterns.registry import pattern_from_dict
+    from visparse.patterns.selector import Selector, TopK, TopP
     from visparse.patterns.shifted_window import ShiftedWindow
     from visparse.patterns.skip import Skip
     from visparse.patterns.sliding_tile import SlidingTile
@@ -47,6 +48,7 @@ __all__ = [
     "PerHead",
     "PowerOfTwo",
     "Radial",
+    "Selector",
     "ShiftedWindow",
     "Skip",
     "SlidingTile",
@@ -54,6 +56,8 @@ __all__ = [
     "Strided",
     "Stripe",
     "TemporalHead",
+    "TopK",
+    "TopP",
     "Union",
     "Window",
     "pattern_from_dict",

@@ -16,6 +16,7 @@ from visparse.patterns.multi_diagonal import MultiDiagonal
 from visparse.patterns.neighborhood import Neighborhood
 from visparse.patterns.power_of_two import PowerOfTwo
 from visparse.patterns.radial import Radial
+from visparse.patterns.selector import Selector, TopK, TopP
 from visparse.patterns.shifted_window import ShiftedWindow
 from visparse.patterns.skip import Skip
 from visparse.patterns.sliding_tile import SlidingTile
@@ -52,6 +53,9 @@ PATTERNS: dict[str, type[Pattern]] = {
     )
 }
 
+SELECTORS: dict[str, type[Selector]] = {cls.name: cls for cls in (TopK, TopP)}
+_ALL: dict[str, type[Pattern]] = {**PATTERNS, **SELECTORS}
+
 
 def pattern_from_dict(data: Mapping[str, Any]) -> Pattern:
     """Build a pattern from what `Pattern.to_dict` gave.
@@ -68,7 +72,7 @@ def pattern_from_dict(data: Mapping[str, Any]) -> Pattern:
     """
     name = data.get("name")
     if not isinstance(name, str):
-        raise ValueError(f"name: wanted the name of a pattern, got {name!r}; known: {', '.join(PATTERNS)}")
-    if name not in PATTERNS:
-        raise ValueError(f"name: unknown pattern {name!r}; known: {', '.join(PATTERNS)}{nearest(name, PATTERNS)}")
-    return PATTERNS[name].from_dict(data)
+        raise ValueError(f"name: wanted the name of a pattern, got {name!r}; known: {', '.join(_ALL)}")
+    if name not in _ALL:
+        raise ValueError(f"name: unknown pattern {name!r}; known: {', '.join(_ALL)}{nearest(name, _ALL)}")
+    return _ALL[name].from_dict(data)
