@@ -59,9 +59,8 @@ class Proxies(_Config):
             again.
         kind: ``"mean"``; ``"sample"``, the token in the middle of each part; or ``"agent"``, a mean weighted by the
             softmax of the part's mean query with its keys, the first half of Agent Attention inside a tile.
-        levels: 1, or 2: tiles that lie in a box of 2 x 2 x 2 tiles none of which is seen share the proxies of one tile,
-            which then stand for up to 8 times as many tokens (enrichment, as in log-linear sparse attention, but
-            without counting a token twice).
+        levels: 1, or 2: the tiles of a box of 2 x 2 x 2 tiles, none of which is seen, have one proxy together
+            (enrichment with coarser tokens, as in log-linear sparse attention, but no token counts twice).
 
     Raises:
         ValueError: a value that is not one of those above.

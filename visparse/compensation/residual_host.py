@@ -1,7 +1,7 @@
 """A residual in pinned host memory, copied there and back on a stream of its own while the device computes."""
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -78,7 +78,7 @@ def keep_on_host(residual: Tensor) -> StoredOnHost:
     return StoredOnHost(tuple(residual.shape), residual.dtype, host, residual.device)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """The stream of all copies of a device: they run one after the other, so no copy is read before it is whole."""
     return torch.cuda.Stream(device)

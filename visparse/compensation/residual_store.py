@@ -1,8 +1,8 @@
 """Storage of a cached residual, dense minus sparse output of attention: one object per branch and layer."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,6 @@ from visparse.compensation.residual_groups import TokenGroups
 from visparse.compensation.residual_sizes import DEFAULT_RANK, check_storage
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_Self = TypeVar("_Self", bound="Stored")
 
 
 @dataclass(eq=False)
@@ -48,7 +47,7 @@ class Stored(ABC):
             )
         return self._add_to(out)
 
-    def prefetch(self) -> None:  # noqa: B027: only storage on the host has something to fetch
+    def prefetch(self) -> None:  # noqa: B027
         """Start to fetch the residual, where it does not lie on the device; call it about one layer ahead."""
 
     @property
@@ -61,10 +60,11 @@ class Stored(ABC):
         """Pinned host memory, in bytes."""
         return 0
 
-    def to(self: _Self, device: torch.device | str) -> "_Self | Stored":
+    def to(self, device: torch.device | str) -> "Stored":
         """Return the stored residual on another device."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {name: x.to(device) for name, x in values.items() if isinstance(x, (Tensor, TokenGroups))}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in vars(self).items() if isinstance(value, (Tensor, TokenGroups))
+        }
         return replace(self, **moved)
 
     @abstractmethod
@@ -117,17 +117,13 @@ class StoredAverageFp8(Stored):
 
 @dataclass(eq=False)
 class StoredLowRank(Stored):
-    """A product of two thin matrices per batch row and head. Adding is one matrix product that accumulates."""
+    """A product of two thin matrices per batch row and head. Adding multiplies them, and then adds."""
 
     left: Tensor
     right: Tensor
 
     def _add_to(self, out: Tensor) -> Tensor:
-        result = torch.empty(self.shape, dtype=out.dtype, device=out.device)
-        for index in range(self.shape[0]):
-            heads_first = out[index].transpose(0, 1)
-            torch.baddbmm(heads_first, self.left[index], self.right[index], out=result[index].transpose(0, 1))
-        return result
+        return out + (self.left @ self.right).transpose(1, 2)
 
 
 def store(residual: Tensor, storage: str, *, groups: TokenGroups | None = None, rank: int | None = None) -> Stored:
@@ -138,10 +134,10 @@ def store(residual: Tensor, storage: str, *, groups: TokenGroups | None = None, 
     Args:
         residual: [B, N, H, D], dense minus sparse output; fp16, bf16, fp32 or fp64. "full" keeps this very tensor where
             it is contiguous: do not write into it afterwards.
-        storage: "full"; "fp8": e4m3, one fp32 scale per batch row, head and 128 tokens; "average": one mean per group of
-            tokens; "average-fp8": these means in fp8; "low-rank": the best approximation of a given rank per batch row
-            and head; "host": full, in pinned host memory, fetched by `Stored.prefetch` on a stream of its own; what is
-            not on a CUDA device is kept in full where it is.
+        storage: "full"; "fp8": e4m3, one fp32 scale per batch row, head and 128 tokens; "average": one mean per group
+            of tokens; "average-fp8": these means in fp8; "low-rank": the best approximation of a given rank per batch
+            row and head; "host": full, in pinned host memory, fetched by `Stored.prefetch` on a stream of its own;
+            what is not on a CUDA device is kept in full where it is.
         groups: which tokens share a mean; for the two averages only.
         rank: for "low-rank" only; 16 unless said otherwise, at most the head dimension.
 

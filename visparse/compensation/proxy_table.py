@@ -1,0 +1,111 @@
+"""Which tokens the proxies of a layout stand for, and which proxies a block of queries does not see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from visparse.compensation.config import Proxies
+from visparse.compensation.tiles import Tiles
+from visparse.order import Tile
+from visparse_kernels.bits import pack_bits
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ProxyTable:
+    """The proxies of a layout.
+
+    Attributes:
+        members: int32 [P, m], tokens of each proxy; -1 is padding. Every proxy has at least one.
+        counts: fp32 [P], tokens that it stands for.
+        tile: int64 [P], its tile of keys.
+        parent: int64 [tiles], box of 2 x 2 x 2 tiles that a tile lies in; None with one level.
+        parents: number of those boxes; 0 with one level.
+    """
+
+    members: Tensor
+    counts: Tensor
+    tile: Tensor
+    parent: Tensor | None
+    parents: int
+
+    def hidden(self, kept: Tensor) -> Tensor:
+        """Return which proxies a block of queries does not attend to.
+
+        Args:
+            kept: bool [..., n_q, n_k], tiles (and blocks of extra tokens) that are seen exactly.
+
+        Returns:
+            int32 [..., n_q, words]: bit p % 32 of word p // 32 belongs to proxy p; those of parents come last.
+        """
+        seen = kept.index_select(-1, self.tile)
+        if self.parent is not None:
+            own = kept[..., : len(self.parent)]
+            touched = own.new_zeros(*own.shape[:-1], self.parents, dtype=torch.int32)
+            touched.index_add_(-1, self.parent, own.to(torch.int32))
+            touched = touched > 0
+            shared = ~touched.index_select(-1, self.parent[self.tile])
+            seen = torch.cat([seen | shared, touched], -1)
+        return pack_bits(torch.nn.functional.pad(seen, (0, -seen.shape[-1] % 32), value=True))
+
+
+@lru_cache(maxsize=16)
+def proxy_table(tiles: Tiles, proxies: Proxies) -> ProxyTable:
+    """Return the proxies of the tiles of a layout; the last 16 results are cached.
+
+    Args:
+        tiles: of the layout.
+        proxies: how many, and of which kind.
+
+    Raises:
+        ValueError: a tile has fewer tokens than proxies.
+    """
+    if proxies.per_tile > tiles.block_k:
+        raise ValueError(f"per_tile: wanted at most the {tiles.block_k} tokens of a tile, got {proxies.per_tile}")
+    keys = tiles.keys
+    parts = part_of(tiles.k_box, proxies.per_tile).to(keys.device)
+    members = keys[:, parts.argsort(stable=True)].view(len(keys) * proxies.per_tile, -1)
+    tile = torch.arange(len(members), device=keys.device) // proxies.per_tile
+    counts = (members >= 0).sum(1)
+    alive = counts > 0
+    members, tile, counts = members[alive], tile[alive], counts[alive]
+    if proxies.kind == "sample":
+        real_first = members.sort(1, descending=True).values.flip(1)  # ascending, padding in front
+        middle = members.shape[1] - counts + (counts - 1) // 2
+        members = real_first.gather(1, middle[:, None]).contiguous()
+    parent, parents = (_parents(tiles), 0) if proxies.levels == 2 else (None, 0)
+    if parent is not None:
+        parents = int(parent.max()) + 1
+    return ProxyTable(members=members, counts=counts.float(), tile=tile, parent=parent, parents=parents)
+
+
+def part_of(box: Tile, parts: int) -> Tensor:
+    """Cut a tile by halving its longest axis again and again.
+
+    Args:
+        box: (frames, height, width), in tokens.
+        parts: a power of two.
+
+    Returns:
+        int64 [tokens of the box], the part of each token, in row-major order.
+    """
+    cells, left = [1, 1, 1], parts
+    while left > 1:
+        axis = max(range(3), key=lambda a: (box[a] // cells[a] if box[a] // cells[a] > 1 else 0, a))
+        cells[axis] *= 2
+        left //= 2
+    places = torch.cartesian_prod(*(torch.arange(side) for side in box)).view(-1, 3)
+    sides = torch.tensor([max(side // cell, 1) for side, cell in zip(box, cells, strict=True)])
+    at = torch.minimum(places // sides, torch.tensor(cells) - 1)
+    return (at[:, 0] * cells[1] + at[:, 1]) * cells[2] + at[:, 2]
+
+
+def _parents(tiles: Tiles) -> Tensor:
+    """Number the boxes of 2 x 2 x 2 tiles, int64 [tiles of the grid]."""
+    counts = [-(-length // side) for length, side in zip(tiles.layout.grid, tiles.k_box, strict=True)]
+    at = torch.cartesian_prod(*(torch.arange(count) for count in counts)).view(-1, 3) // 2
+    wide = torch.tensor([-(-count // 2) for count in counts])
+    return ((at[:, 0] * wide[1] + at[:, 1]) * wide[2] + at[:, 2]).to(tiles.k_order.device)
