@@ -1,8 +1,25 @@
-"""The operator of visparse: attention over block lists, with its log-sum-exp."""
+"""The operator of visparse: attention over block lists, with its log-sum-exp, and block lists chosen by content."""
 
 from visparse_kernels.attend.api import attend, choose, explain, preferred_blocks, prefers_boxes
+from visparse_kernels.block_scores.api import block_scores
+from visparse_kernels.block_scores.choosing import choose_per_head, choose_top_k, choose_top_p
 from visparse_kernels.boxes import Boxes
 from visparse_kernels.lists import BlockLists
+from visparse_kernels.lists_map import lists_from_map
 from visparse_kernels.merge import merge
 
-__all__ = ["BlockLists", "Boxes", "attend", "choose", "explain", "merge", "preferred_blocks", "prefers_boxes"]
+__all__ = [
+    "BlockLists",
+    "Boxes",
+    "attend",
+    "block_scores",
+    "choose",
+    "choose_per_head",
+    "choose_top_k",
+    "choose_top_p",
+    "explain",
+    "lists_from_map",
+    "merge",
+    "preferred_blocks",
+    "prefers_boxes",
+]
