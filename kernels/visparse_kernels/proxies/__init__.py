@@ -1,0 +1,1 @@
+"""Proxy tokens: one key and one value that stand for all the tokens of a tile."""
