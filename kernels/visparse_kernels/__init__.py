@@ -7,11 +7,13 @@ from visparse_kernels.boxes import Boxes
 from visparse_kernels.lists import BlockLists
 from visparse_kernels.lists_map import lists_from_map
 from visparse_kernels.merge import merge
+from visparse_kernels.proxies.api import attend_proxies, pool_tokens
 
 __all__ = [
     "BlockLists",
     "Boxes",
     "attend",
+    "attend_proxies",
     "block_scores",
     "choose",
     "choose_per_head",
@@ -20,6 +22,7 @@ __all__ = [
     "explain",
     "lists_from_map",
     "merge",
+    "pool_tokens",
     "preferred_blocks",
     "prefers_boxes",
 ]
