@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from visparse.compensation import Proxies, ReuseResidual, ReuseStatistics
 from visparse.errors import check_keys, nearest
-from visparse.ranges import edges, largest, parse_selector, selects
+from visparse.plan_steps import PlanSteps
+from visparse.ranges import largest, parse_selector, selects
 from visparse.rules import ModelFingerprint, Rule
+from visparse.schedule import DenseSteps, Sigmas
 from visparse.templates import PatternTable, PatternTemplate
 
 SCHEMA = 1
 FILE_NAME = "visparse_plan.json"
+COMPENSATIONS: dict[str, Any] = {"proxies": Proxies, "statistics": ReuseStatistics, "residual": ReuseResidual}
+_SCHEDULE = ("dense_steps", "dense_layers", *COMPENSATIONS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparsePlan:
+class SparsePlan(PlanSteps):
     """Which pattern serves which layer, head and step, and what stays dense.
 
     Attributes:
@@ -30,8 +34,11 @@ class SparsePlan:
         default: table name of the pattern where no rule matches.
         assignment: rules, or their JSON form; where several match, the last one wins.
         dense_steps: an int: that many steps at the start of each run are dense. A float in [0, 1): that share of the
-            run's steps, rounded to the nearest whole step (half up).
+            run's steps, rounded to the nearest whole step (half up). A `DenseSteps`, or its JSON form: those at the
+            start, at the end, every n-th, or down to a noise level.
         dense_layers: an int: that many layers from the first are dense. A tuple: these layers. `"a:b"`: this range.
+        proxies, statistics, residual: what stands in for the keys that a query does not see, or its JSON form; None:
+            nothing. They go with every pattern, and with each other; see `visparse.compensation`.
         model: the model that the plan was made for; None: any.
         grids: grids (frames, height, width) in tokens that the plan is for; None: any. On other grids all runs dense.
         made_for: grid (frames, height, width) in tokens that lengths in tokens were chosen for. On any other grid each
@@ -45,8 +52,11 @@ class SparsePlan:
     patterns: Mapping[str, PatternTemplate]
     default: str
     assignment: tuple[Rule, ...] = ()
-    dense_steps: int | float = 0
+    dense_steps: int | float | DenseSteps = 0
     dense_layers: int | str | tuple[int, ...] = 0
+    proxies: Proxies | None = None
+    statistics: ReuseStatistics | None = None
+    residual: ReuseResidual | None = None
     model: ModelFingerprint | None = None
     grids: tuple[tuple[int, int, int], ...] | None = None
     made_for: tuple[int, int, int] | None = None
@@ -80,13 +90,9 @@ class SparsePlan:
         if not isinstance(self.notes, str):
             raise ValueError(f"plan: notes must be text, got {self.notes!r}")
         _object(self.measured, "plan: measured")
-        steps = self.dense_steps
-        whole = type(steps) is int and steps >= 0
-        if not whole and not (isinstance(steps, float) and 0 <= steps < 1):
-            raise ValueError(
-                "plan: dense_steps must be a number of steps (int >= 0) or a share of them (float in [0, 1)), "
-                f"got {steps!r}"
-            )
+        steps = DenseSteps.from_value(self.dense_steps)
+        if not isinstance(self.dense_steps, (int, float)):
+            object.__setattr__(self, "dense_steps", steps)
         if isinstance(self.dense_layers, int) and not isinstance(self.dense_layers, bool) and self.dense_layers >= 0:
             layers: Any = self.dense_layers
         elif isinstance(self.dense_layers, (list, tuple)) and not self.dense_layers:
@@ -96,43 +102,12 @@ class SparsePlan:
         object.__setattr__(self, "dense_layers", layers)
         if self.grids is not None:
             object.__setattr__(self, "grids", tuple(_grid(grid, "a grid") for grid in _list(self.grids, "grids")))
+        for key, kind in COMPENSATIONS.items():
+            if getattr(self, key) is not None:
+                object.__setattr__(self, key, kind.from_dict(getattr(self, key), f"plan: {key}"))
+        self._check_schedule()
 
     # ---- what a layer does -------------------------------------------------------------------------------------------
-
-    @property
-    def needs_steps(self) -> bool:
-        """Whether the plan depends on the step at all."""
-        return self.dense_steps != 0 or any(rule.steps != "all" for rule in self.assignment)
-
-    def first_sparse_step(self, total: int | None) -> int:
-        """Number of dense steps in a run of `total` steps.
-
-        Raises:
-            ValueError: dense_steps is a share and the number of steps is not known.
-        """
-        if isinstance(self.dense_steps, int):
-            return self.dense_steps
-        if self.dense_steps == 0:
-            return 0
-        if total is None:
-            raise ValueError(
-                f"dense_steps={self.dense_steps} is a share of the run's steps, and their number is not known here "
-                "(a bare model, or a pipeline that does not tell); give a number: sparsify(..., dense_steps=3)"
-            )
-        return math.floor(self.dense_steps * total + 0.5)
-
-    def stage(self, step: int, total: int | None) -> int:
-        """The stretch of equal steps that a step lies in: -1 for the dense steps, else the stretch's first step."""
-        if step < self.first_sparse_step(total):
-            return -1
-        return max(mark for mark in self._marks(total) if mark <= step)
-
-    def last_stage(self, total: int | None) -> int:
-        """The stage from which on nothing in the plan changes any more."""
-        return max(self._marks(total))
-
-    def _marks(self, total: int | None) -> set[int]:
-        return {self.first_sparse_step(total)}.union(*(edges(rule.steps) for rule in self.assignment))
 
     def is_dense_layer(self, layer: int) -> bool:
         """Whether a layer is dense at all steps, by `dense_layers`."""
@@ -198,18 +173,21 @@ class SparsePlan:
                 f"(0 to {model.layers - 1})"
             )
 
-    def check_grid(self, model: ModelFingerprint, grid: tuple[int, int, int], total: int | None) -> None:
+    def check_grid(
+        self, model: ModelFingerprint, grid: tuple[int, int, int], total: int | None, sigmas: Sigmas | None = None
+    ) -> None:
         """Refuse a grid that a pattern does not fit, before the first dense step is paid for.
 
         Args:
             model: fingerprint of the model at hand.
             grid: (frames, height, width), in tokens.
             total: number of steps of the run, None while unknown.
+            sigmas: noise level of each step, None while unknown.
 
         Raises:
             ValueError: a pattern that some layer uses at some step does not fit; the text says how.
         """
-        stages = self._marks(total)
+        stages = self._marks(total, sigmas)
         uses = [self.names(layer, model.heads, stage) for layer in range(model.layers) for stage in stages]
         for name in sorted({name for names in uses if names is not None for name in names}):
             self.patterns[name].check(grid)
@@ -227,8 +205,9 @@ class SparsePlan:
             "patterns": {name: template.to_dict() for name, template in self.patterns.items()},
             "default": self.default,
             "assignment": [{key: _json(value) for key, value in vars(rule).items()} for rule in self.assignment],
-            "dense_steps": self.dense_steps,
+            "dense_steps": _json(self.dense_steps),
             "dense_layers": _json(self.dense_layers),
+            **{key: _json(getattr(self, key)) for key in COMPENSATIONS},
             "notes": self.notes,
             "measured": json.loads(json.dumps(dict(self.measured))),
         }
@@ -293,24 +272,24 @@ class SparsePlan:
         return cls.from_dict(data)
 
     def with_changes(self, settings: Sequence[str] = (), **changes: Any) -> SparsePlan:
-        """A copy with other `dense_steps`, `dense_layers` or parameters of its pattern; its notes say what changed.
+        """A copy with another schedule, other compensations or other parameters of its pattern; its notes say so.
 
         Args:
             settings: further names that the caller knows, for the hint in the error text.
-            changes: `dense_steps`, `dense_layers`, or parameters of the plan's pattern such as `window` or `decay`;
-                these need a plan with one pattern (dense and skip aside).
+            changes: `dense_steps`, `dense_layers`, `proxies`, `statistics`, `residual` (objects, their JSON form, or
+                None; each replaces the plan's own as a whole), or parameters of the plan's pattern such as `window` or
+                `decay`; these need a plan with one pattern (dense and skip aside).
 
         Raises:
             ValueError: a name that neither the plan nor the pattern has; names the nearest.
         """
         changed = list(changes)
-        fields: dict[str, Any] = {key: changes.pop(key) for key in ("dense_steps", "dense_layers") if key in changes}
+        fields: dict[str, Any] = {key: changes.pop(key) for key in _SCHEDULE if key in changes}
         if changes:
             tunable = [name for name, template in self.patterns.items() if template.parameters]
             known = [
                 *(self.patterns[tunable[0]].parameters if len(tunable) == 1 else ()),
-                "dense_steps",
-                "dense_layers",
+                *_SCHEDULE,
                 *settings,
             ]
             if len(tunable) > 1:
@@ -326,16 +305,11 @@ class SparsePlan:
 
     def describe(self) -> str:
         """The plan in a few lines for people."""
-        steps = (
-            f"{self.dense_steps:.0%} of the steps"
-            if isinstance(self.dense_steps, float)
-            else f"{self.dense_steps} steps"
-        )
-        lines = [
-            f"plan {self.name!r}: default pattern {self.default!r}; dense: {steps}, layers {_layers(self.dense_layers)}"
-        ]
+        steps, layers = _steps(self.dense_steps), _layers(self.dense_layers)
+        lines = [f"plan {self.name!r}: default pattern {self.default!r}; dense: {steps}, layers {layers}"]
         lines += [f"  {name}: {template}" for name, template in self.patterns.items()]
         lines += [f"  layers {r.layers}, heads {r.heads}, steps {r.steps}: {r.pattern}" for r in self.assignment]
+        lines += [f"  {key}: {getattr(self, key)}" for key in COMPENSATIONS if getattr(self, key) is not None]
         if self.model is not None:
             m = self.model
             lines.append(f"  made for {m.model_class}: {m.layers} layers, {m.heads} heads of {m.head_dim}")
@@ -347,7 +321,15 @@ class SparsePlan:
 
 
 def _json(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return list(value)
+    return value.to_dict() if hasattr(value, "to_dict") else value
+
+
+def _steps(value: int | float | DenseSteps) -> str:
+    if isinstance(value, DenseSteps):
+        return f"steps {value}"
+    return f"{value:.0%} of the steps" if isinstance(value, float) else f"{value} steps"
 
 
 def _layers(value: Any) -> str:
