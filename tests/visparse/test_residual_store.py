@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from visparse.compensation.residual_bench import measure
 from visparse.compensation.residual_groups import TokenGroups, count_groups
 from visparse.compensation.residual_sizes import STORAGES, StorageChoice, choose_storage, storage_bytes
 from visparse.compensation.residual_store import Stored, store
@@ -223,6 +224,13 @@ def test_adding_compiles_to_one_graph(storage) -> None:
     compiled = torch.compile(lambda x: kept.add_to(x), fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         assert torch.allclose(compiled(out), kept.add_to(out))
+
+
+def test_benchmark_measures_every_storage() -> None:
+    rows = measure(Layout((2, 4, 4)), 2, 16, "cpu")
+    assert [row["storage"] for row in rows] == list(STORAGES)
+    assert [row["nbytes"] for row in rows] == [4096, 1024 + 8, 512, 128 + 8, 2 * (32 + 16) * 16 * 4, 4096]
+    assert all(min(row["store_ms"], row["add_ms"], row["add_fetched_ms"]) >= 0 for row in rows)
 
 
 def test_wrong_calls_are_refused() -> None:
