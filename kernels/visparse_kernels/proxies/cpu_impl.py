@@ -64,35 +64,47 @@ def attend(
     """Attend to the proxies group by group; see `visparse_kernels.proxies.api.attend_proxies` for the arguments."""
     batch, _, heads, head_dim = q.shape
     new_out, new_lse = (x.clone(memory_format=torch.contiguous_format) for x in (out, lse))
-    added = weight.expand(batch, heads, -1) if weight.shape[1] > 1 else weight.expand(batch, 1, -1)
-    hidden = hidden.expand(batch, -1, -1, -1)
+    added, hidden = weight.expand(batch, heads, -1), hidden.expand(batch, -1, -1, -1)
     members: dict[int, list[int]] = {}
     for head, number in enumerate(head_group.tolist()):
         members.setdefault(number, []).append(head)
     members.pop(-1, None)
     for number, chosen in members.items():
-        every, heads_at = len(chosen) == heads, torch.tensor(chosen)
-        step = max(1, _QUERIES // (block_q * len(chosen) * head_dim * q.element_size()))
+        pick = slice(chosen[0], chosen[-1] + 1) if chosen[-1] - chosen[0] == len(chosen) - 1 else chosen
+        queries, keys, values = q[:, :, pick], pooled_k[:, :, pick], pooled_v[:, :, pick]
+        group_out, group_lse = new_out[:, :, pick], new_lse[:, pick]
         blocks = order_of(q_order, number).long().view(-1, block_q)
+        step = max(1, _QUERIES // (block_q * len(chosen) * head_dim * q.element_size()))
         for row in range(batch):
-            queries, keys, values, bias = q[row], pooled_k[row], pooled_v[row], added[row]
-            if not every:
-                queries, keys, values = (x[:, chosen] for x in (queries, keys, values))
-                bias = bias[chosen] if bias.shape[0] > 1 else bias
             for tokens, words in zip(blocks.split(step), hidden[row, number].split(step), strict=True):
-                part, part_lse = _attend_blocks(queries, keys, values, bias, words, tokens, scale)
-                real = tokens.flatten() >= 0
-                at = tokens.flatten()[real][:, None]
-                part = part.transpose(1, 2).flatten(0, 1)[real].float()
-                part_lse = part_lse.transpose(1, 2).flatten(0, 1)[real]
-                known = lse[row, heads_at, at]
-                total = torch.logaddexp(known, part_lse)
-                share = (part_lse - total).exp().nan_to_num(nan=0.0)  # NaN: -inf less -inf
-                new_out[row, at, heads_at] = torch.lerp(out[row, at, heads_at].float(), part, share[..., None]).to(
-                    out.dtype
+                part, part_lse = _attend_blocks(
+                    queries[row], keys[row], values[row], added[row, pick], words, tokens, scale
                 )
-                new_lse[row, heads_at, at] = total
+                _merge_rows(group_out[row], group_lse[row], part, part_lse, tokens)
+        new_out[:, :, pick], new_lse[:, pick] = group_out, group_lse
     return new_out, new_lse
+
+
+def _merge_rows(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor, tokens: Tensor) -> None:
+    """Merge attention of some query blocks into the rows of their tokens, in place.
+
+    Args:
+        out: [N, H, D], changed.
+        lse: [H, N], changed.
+        part: [blocks, H, nq, D].
+        part_lse: [blocks, H, nq].
+        tokens: int64 [blocks, nq], -1 padding.
+    """
+    at, part, part_lse = tokens.flatten(), part.transpose(1, 2).flatten(0, 1), part_lse.transpose(0, 1).flatten(1)
+    real = (at >= 0).nonzero()[:, 0]
+    if real.numel() < at.numel():
+        at, part, part_lse = at[real], part.index_select(0, real), part_lse.index_select(1, real)
+    known = lse.index_select(1, at)
+    total = torch.logaddexp(known, part_lse)
+    share = (part_lse - total).exp_().nan_to_num_(nan=0.0).t()[..., None]  # NaN: -inf less -inf
+    merged = torch.lerp(out.index_select(0, at).float(), part.float(), share)
+    out.index_copy_(0, at, merged.to(out.dtype))
+    lse.index_copy_(1, at, total)
 
 
 def _attend_blocks(
@@ -104,7 +116,7 @@ def _attend_blocks(
         queries: [N, H, D].
         keys: [P, H, D].
         values: [P, H, D].
-        bias: [H or 1, P], weights of the proxies.
+        bias: [H, P], weights of the proxies.
         words: int32 [blocks, words], hidden proxies.
         tokens: int64 [blocks, nq], -1 padding, which reads another row.
         scale: factor of the logits.
