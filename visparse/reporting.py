@@ -32,6 +32,7 @@ class LayerReport:
         block_density: visited blocks / all blocks, mean over heads and sparse calls; None where not known.
         sparse_calls, dense_calls: calls served by block lists, and by the model's own attention.
         fallbacks: reason -> number of calls that ran dense against the plan.
+        measured_calls: those of the dense calls that measured what later ones reuse.
     """
 
     layer: int
@@ -42,6 +43,7 @@ class LayerReport:
     sparse_calls: int
     dense_calls: int
     fallbacks: dict[str, int]
+    measured_calls: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,8 @@ class ModelReport:
         denoiser_seconds: time in the denoiser; None where it was not measured.
         attention_seconds: time in its self-attention; None where it was not measured. A report for a grid that was
             asked for has no times, no calls and no fallbacks.
-        list_seconds: time spent on making block lists.
+        list_seconds: time spent on making block lists; those of a plan with selectors are made inside attention.
+        state_bytes: memory that compensations keep on the device between steps at present; None without any.
         attention_share: share of a dense step that self-attention would take; needs one dense and measured call.
         efficiency: (time of a dense call x block density) / time of a sparse call; 1 is ideal.
         ceiling: the speed-up of the denoiser if the sparse calls had efficiency 1.
@@ -84,6 +87,7 @@ class ModelReport:
     denoiser_seconds: float | None
     attention_seconds: float | None
     list_seconds: float
+    state_bytes: int | None
     attention_share: float | None
     efficiency: float | None
     ceiling: float | None
@@ -172,6 +176,7 @@ def _model_report(name: str, session: Session, grid: tuple[int, int, int] | None
         impl_reasons=reasons,
         orders=() if layout is None else tuple(sorted(router.orders.get(layout, ()))),
         list_seconds=router.list_seconds,
+        state_bytes=None if router.compensation is None else router.compensation.nbytes,
         layers=layers,
         **_times(router.denoiser_seconds, stats, layers),
     )
@@ -189,20 +194,24 @@ def _preview(session: Session, layout: Layout) -> list[BlockLists | None]:
 def _layer_report(
     route: LayerRoute, stats: LayerStats, lists: BlockLists | None, known: bool, off: str | None
 ) -> LayerReport:
-    counted = stats.served or stats.dense or stats.fallbacks  # not before a run, and not in compiled code
+    counted = (
+        stats.sparse or stats.dense or stats.measured or stats.fallbacks
+    )  # not before a run, and not in compiled code
     served = stats.served if counted or lists is None else {lists: 1}
     state, why = "sparse", None
     if route.unserved is not None:
         state, why = "not served", route.unserved
     elif not known:
         state, why = "unknown", "no run yet; ask for a grid: report(pipe, grid=(frames, height, width))"
-    elif not served and stats.fallbacks:
+    elif not served and not stats.compensated and stats.fallbacks:
         state, why = "not served", next(iter(stats.fallbacks))
-    elif not served:
+    elif not served and not stats.compensated:
         state = "dense"
         why = "dense layer" if route.router.plan.is_dense_layer(route.layer) else off or "dense pattern or step"
     density, block_density = (1.0, 1.0) if state == "dense" else (None, None)
-    if state == "sparse":
+    if state == "sparse" and stats.compensated:
+        density = block_density = float(stats.compensated_density) / stats.compensated
+    elif state == "sparse":
         density, block_density = _over_calls(served, "density"), _over_calls(served, "block_density")
     return LayerReport(
         layer=route.layer,
@@ -211,8 +220,9 @@ def _layer_report(
         density=density,
         block_density=block_density,
         sparse_calls=stats.sparse,
-        dense_calls=stats.dense,
+        dense_calls=stats.dense + stats.measured,
         fallbacks=dict(stats.fallbacks),
+        measured_calls=stats.measured,
     )
 
 
@@ -234,6 +244,9 @@ def _impl(
     from visparse_kernels import choose, explain  # here, so that `import visparse` stays light
 
     seen = [(entry, counts.inputs) for counts in stats for entry in counts.served]
+    compensation = session.router.compensation
+    if compensation is not None and compensation.example is not None:
+        seen = [(compensation.example, next((counts.inputs for counts in stats if counts.inputs), None))]
     sparse, inputs = next(iter(seen or [(entry, None) for entry in lists if entry is not None]), (None, None))
     if sparse is None:
         return None, {}
@@ -248,7 +261,8 @@ def _times(total: float, stats: list[LayerStats], layers: tuple[LayerReport, ...
     """Times and what follows from them; see `ModelReport`."""
     sparse_seconds, dense_seconds = sum(s.sparse_seconds for s in stats), sum(s.dense_seconds for s in stats)
     sparse_calls, dense_calls = sum(s.sparse for s in stats), sum(s.dense for s in stats)
-    attention = sparse_seconds + dense_seconds
+    measured_calls = sum(s.measured for s in stats)
+    attention = sparse_seconds + dense_seconds + sum(s.measured_seconds for s in stats)
     times: dict[str, float | None] = dict.fromkeys(
         ("denoiser_seconds", "attention_seconds", "attention_share", "efficiency", "ceiling", "speedup")
     )
@@ -258,10 +272,11 @@ def _times(total: float, stats: list[LayerStats], layers: tuple[LayerReport, ...
     if not dense_calls:
         return times
     per_dense = dense_seconds / dense_calls
-    all_dense = per_dense * (sparse_calls + dense_calls)
+    all_dense = per_dense * (sparse_calls + dense_calls + measured_calls)
     everything = total - attention + all_dense
     share = all_dense / everything
     visited = sum(layer.sparse_calls * (layer.block_density or 0.0) for layer in layers)
+    dense_calls += measured_calls
     cost = (visited + dense_calls) / (sparse_calls + dense_calls)
     times |= {"attention_share": share, "ceiling": 1 / (1 - share + share * cost), "speedup": everything / total}
     if sparse_calls:

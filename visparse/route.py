@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from visparse.compensation.op import compensated_op, register
+from visparse.compensation.serve import Call, Compensation
 from visparse_kernels import BlockLists, attend
 from visparse_kernels.attend.checks import check_finite
 
@@ -25,6 +27,9 @@ class LayerStats:
         inputs: device and dtype of the sparse calls; None before the first.
         dense: calls served by the model's own attention.
         fallbacks: reason -> number of calls that ran dense against the plan.
+        measured: calls that ran dense and measured what later ones reuse.
+        compensated: sparse calls of a plan with compensations or selectors, which `served` does not count.
+        compensated_density: sum of their block densities.
     """
 
     served: dict[BlockLists, int] = field(default_factory=dict)
@@ -33,11 +38,15 @@ class LayerStats:
     fallbacks: dict[str, int] = field(default_factory=dict)
     sparse_seconds: float = 0.0
     dense_seconds: float = 0.0
+    measured: int = 0
+    measured_seconds: float = 0.0
+    compensated: int = 0
+    compensated_density: Tensor | float = 0.0
 
     @property
     def sparse(self) -> int:
         """Calls served by block lists."""
-        return sum(self.served.values())
+        return sum(self.served.values()) + self.compensated
 
 
 class LayerRoute:
@@ -49,6 +58,12 @@ class LayerRoute:
         self.lists: BlockLists | None = None
         self.unserved: str | None = None
         self.stats = LayerStats()
+        self.key = register(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A copy is a route of its own."""
+        self.__dict__.update(state)
+        self.key = register(self)
 
     def lost(self, reason: str) -> None:
         """Note that this layer's calls no longer come here."""
@@ -59,12 +74,14 @@ class LayerRoute:
         """Serve one call: sparse where the plan says so and the call allows it, else the original call."""
         router = self.router
         q: Tensor = call["query"]
+        if router.compensation is not None:
+            return self._compensated(router.compensation, call, dense, heads_first)
         if router.traced is not None:
             lists = router.traced_lists(self.layer, router.traced, q.device)
             why = router.why_dense(router.traced)
         else:
             lists, why = self.lists, router.why
-        reason = why if lists is None else self._obstacle(call, lists, heads_first)
+        reason = why if lists is None else self._obstacle(call, lists.q_len, heads_first)
         if reason is not None:
             router.refuse(reason)
         counted = not torch.compiler.is_compiling()
@@ -73,6 +90,50 @@ class LayerRoute:
         if counted:
             seconds = 0.0 if started is None else (router.now(q.device) or started) - started
             self._count(q, lists, reason, seconds)
+        return out
+
+    def _compensated(
+        self, compensation: Compensation, call: dict[str, Any], dense: Callable[[], Tensor], heads_first: bool
+    ) -> Tensor:
+        """Serve one call of a plan with compensations or selectors."""
+        router, q = self.router, call["query"]
+        if torch.compiler.is_compiling():
+            reason = self._obstacle(call, q.shape[2 if heads_first else 1], heads_first)
+            if reason is not None:
+                router.refuse(reason)
+                return dense()
+            return compensated_op(
+                q, call["key"], call["value"], call.get("attn_mask"), call.get("scale"), heads_first, self.key
+            )
+        reason = router.why
+        if reason is None and router.layout is not None and not router.plan.is_dense_layer(self.layer):
+            reason = self._obstacle(call, router.layout.tokens, heads_first)
+        if reason is not None:
+            router.refuse(reason)
+        started = router.now(q.device)
+        served = None
+        if reason is None:
+            if q.device.type == "cpu":
+                self._check_finite(q, call["key"], call["value"])
+            q, k, v = (call[name].transpose(1, 2) if heads_first else call[name] for name in ("query", "key", "value"))
+            served = compensation.serve(self.layer, Call(q, k, v, _key_bias(call.get("attn_mask")), call.get("scale")))
+        if served is None:
+            out = dense()
+        elif heads_first:
+            out = served.out.transpose(1, 2)
+        else:
+            out = served.out
+        seconds = 0.0 if started is None else (router.now(q.device) or started) - started
+        if served is None:
+            self._count(q, None, reason, seconds)
+        elif served.density is None:
+            self.stats.measured += 1
+            self.stats.measured_seconds += seconds
+        else:
+            self.stats.compensated += 1
+            self.stats.compensated_density = self.stats.compensated_density + served.density
+            self.stats.sparse_seconds += seconds
+            self.stats.inputs = q.device, q.dtype
         return out
 
     def _sparse(self, call: dict[str, Any], lists: BlockLists, heads_first: bool) -> Tensor:
@@ -97,7 +158,7 @@ class LayerRoute:
         except ValueError as error:
             self.router.fail(ValueError(f"attention layer {self.layer}: {error}"))
 
-    def _obstacle(self, call: dict[str, Any], lists: BlockLists, heads_first: bool) -> str | None:
+    def _obstacle(self, call: dict[str, Any], wanted: int, heads_first: bool) -> str | None:
         """Why a call cannot be served by block lists; None where it can."""
         q, k = call["query"], call["key"]
         tokens, heads = (q.shape[2], q.shape[1]) if heads_first else (q.shape[1], q.shape[2])
@@ -115,8 +176,8 @@ class LayerRoute:
             return "context parallelism is on"
         if tokens != k_tokens:
             return f"cross attention ({tokens} queries, {k_tokens} keys)"
-        if tokens != lists.q_len:
-            return f"the sequence has {tokens} tokens, the grid {lists.q_len}"
+        if tokens != wanted:
+            return f"the sequence has {tokens} tokens, the grid {wanted}"
         if heads != self.router.model.heads or k_heads != heads:
             return f"the call has {heads} query and {k_heads} key heads, the model {self.router.model.heads}"
         if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or call["value"].requires_grad):

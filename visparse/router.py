@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from visparse.compensation.serve import Compensation
 from visparse.compile import compile_lists, orders_of
 from visparse.layout import Layout
 from visparse.plan import SparsePlan
@@ -40,6 +41,7 @@ class Router:
         self.undo: Callable[[], object] | None = None
         self.orders: dict[Layout, set[str]] = {}  # in words, of the sparse heads
         self._cache: dict[Any, list[BlockLists | None]] = {}
+        self.compensation = Compensation(self) if plan.is_compensated else None
         self._run = 0
         self._warned: set[str] = set()
 
@@ -69,6 +71,9 @@ class Router:
         started = time.perf_counter()
         self.layout, self.why = layout, self.why_dense(layout)
         try:
+            if self.compensation is not None:
+                self.compensation.begin(layout, device)
+                return
             served = self.lists(layout, device)
         except ValueError as error:
             self.fail(error)
@@ -80,7 +85,7 @@ class Router:
         """The call is over, by return (`completed`) or by exception."""
         self.traced = None
         if completed and not self.proven:
-            self.proven = any(route.stats.served for route in self.routes)
+            self.proven = any(route.stats.sparse or route.stats.measured for route in self.routes)
 
     def follow_run(self) -> None:
         """Set counts and times to zero where a new run has begun, also in another denoiser of the pipeline."""
@@ -113,6 +118,13 @@ class Router:
         """The plan's present stage; None where the plan needs the step and it is not known."""
         return self.clock.stage if self.plan.needs_steps else 0
 
+    @property
+    def next_stage(self) -> int:
+        """The plan's stage at the next step."""
+        if not self.plan.needs_steps:
+            return 0
+        return self.plan.stage((self.clock.step or 0) + 1, self.clock.total, getattr(self.clock, "sigmas", None))
+
     def layer_lists(self, layer: int, layout: Layout, stage: int | None, device: torch.device) -> BlockLists | None:
         """Block lists of one layer; None where the plan wants it dense or cannot be followed.
 
@@ -127,20 +139,28 @@ class Router:
         names = self.plan.names(layer, self.model.heads, stage)
         if names is None:
             return None
+        patterns = [self.plan.patterns[name].resolve(layout.grid) for name in names]
+        how = self.list_settings(device)
+        orders = orders_of(patterns, layout, **how)
+        self.orders.setdefault(layout, set()).update(str(order) for order in orders if order is not None)
+        return compile_lists(patterns, layout, **how)
+
+    def list_settings(self, device: torch.device) -> dict[str, Any]:
+        """How `compile_lists` is called.
+
+        Args:
+            device: where the lists go.
+        """
         settings, preferred = self.settings, preferred_blocks(device, self.model.head_dim)
         blocks = settings.block_q or preferred[0], settings.block_k or preferred[1]
         fetched = settings.impl in ("auto", "gluon") and blocks == preferred and settings.order in ("auto", "row-major")
-        patterns = [self.plan.patterns[name].resolve(layout.grid) for name in names]
-        how: dict[str, Any] = {
+        return {
             "block_q": blocks[0],
             "block_k": blocks[1],
             "order": settings.order,
             "boxes": fetched and prefers_boxes(device, self.model.head_dim),
             "device": device,
         }
-        orders = orders_of(patterns, layout, **how)
-        self.orders.setdefault(layout, set()).update(str(order) for order in orders if order is not None)
-        return compile_lists(patterns, layout, **how)
 
     @torch._dynamo.assume_constant_result  # type: ignore[untyped-decorator]
     def hold(

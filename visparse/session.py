@@ -102,6 +102,8 @@ class Session:
                 attention.processor = original
         delattr(model, _ATTRIBUTE)
         self.router.undo = None
+        if self.router.compensation is not None:
+            self.router.compensation.clear()
         return True
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

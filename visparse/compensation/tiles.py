@@ -86,9 +86,7 @@ class Tiles:
             )
         )
         first = self.layout.before
-        some, _ = pattern.cover(
-            torch.where(q < 0, -1, q - first), torch.where(k < 0, -1, k - first), self.layout.grid
-        )
+        some, _ = pattern.cover(torch.where(q < 0, -1, q - first), torch.where(k < 0, -1, k - first), self.layout.grid)
         return some
 
     def with_extra(self, kept: Tensor) -> Tensor:

@@ -1,0 +1,412 @@
+"""Serve: how a layer runs under a plan with compensations or selectors, call by call.
+
+Each call of a layer is one of three: *dense*; *measured* (dense, and what later steps reuse is measured on the way);
+or *sparse*. What is reused must fit the call and be of the step that the plan wants, else the call is measured again:
+a stale measurement is never used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import TYPE_CHECKING, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from visparse.compensation.choice import Choice, choose_tiles, select
+from visparse.compensation.proxy_table import ProxyTable, proxy_table
+from visparse.compensation.residual_groups import TokenGroups
+from visparse.compensation.residual_sizes import choose_storage
+from visparse.compensation.residual_store import Stored, store
+from visparse.compensation.state import BranchState, apply_rho, block_means, ramp, rho_of
+from visparse.compensation.tiles import Tiles, tile_blocks, tiles_for
+from visparse.compile import compile_lists
+from visparse.layout import Layout
+from visparse.patterns import Dense, Pattern, Selector, Skip
+from visparse_kernels import BlockLists, attend, attend_proxies, block_scores, pool_tokens, preferred_blocks
+from visparse_kernels import prefers_boxes as boxes_are_faster
+
+if TYPE_CHECKING:
+    from visparse.router import Router
+
+
+class Call(NamedTuple):
+    """Arguments of one call of attention."""
+
+    q: Tensor  # [B, N, H, D]
+    k: Tensor
+    v: Tensor
+    bias: Tensor | None  # [B or 1, H or 1, N]
+    scale: float | None
+
+
+class Served(NamedTuple):
+    """What a call gave."""
+
+    out: Tensor  # [B, N, H, D]
+    density: Tensor | float | None  # block density of a sparse call, a number or a tensor with one; None: measured
+
+
+class Compensation:
+    """Serves the layers of one denoiser whose plan has compensations or selectors."""
+
+    def __init__(self, router: Router) -> None:
+        """Serve for a router."""
+        self.router = router
+        self.states: dict[tuple[Hashable, int], BranchState] = {}  # by branch and layer
+        self._groups: dict[tuple[Layout, tuple[int, int, int], torch.device], TokenGroups] = {}
+        self._static: dict[tuple[Layout, Pattern, torch.device], Tensor] = {}
+        self._fixed: dict[tuple[Layout, tuple[Pattern, ...], torch.device], Choice] = {}
+        self.example: BlockLists | None = None  # lists of a sparse call, to report what serves them
+        self._checked: set[tuple[Layout, int | None]] = set()
+        self._run = 0
+        self._step: int | None = None
+        self._calls = 0
+
+    # ---- calls of the denoiser ---------------------------------------------------------------------------------------
+
+    def begin(self, layout: Layout, device: torch.device) -> None:
+        """A call of the denoiser begins.
+
+        Args:
+            layout: of its tokens.
+            device: of its inputs.
+
+        Raises:
+            ValueError: a pattern does not fit the grid.
+        """
+        clock = self.router.clock
+        if clock.runs != self._run:
+            self._run, self._step = clock.runs, None
+            self.states.clear()
+        self._calls = self._calls + 1 if clock.step == self._step else 0
+        self._step = clock.step
+        if (layout, clock.total) not in self._checked and self.router.why_dense(layout) is None:
+            self.router.plan.check_grid(self.router.model, layout.grid, clock.total, getattr(clock, "sigmas", None))
+            self._checked.add((layout, clock.total))
+
+    def __getstate__(self) -> dict[str, object]:
+        """Copies and pickles begin without anything that was measured."""
+        empty: dict[str, object] = {"states": {}, "_groups": {}, "_static": {}, "_fixed": {}, "example": None}
+        return {**self.__dict__, **empty}
+
+    def clear(self) -> None:
+        """Forget everything that is kept."""
+        self.example = None
+        for kept in (self.states, self._groups, self._static, self._fixed):
+            kept.clear()
+
+    @property
+    def branch(self) -> Hashable:
+        """The pass of guidance: its name where the pipeline gives one, else its number within the step."""
+        name = self.router.clock.branch
+        return self._calls if name is None else name
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all states on the device."""
+        return sum(state.nbytes for state in self.states.values())
+
+    # ---- calls of a layer --------------------------------------------------------------------------------------------
+
+    def serve(self, layer: int, call: Call) -> Served | None:
+        """Serve one call.
+
+        Args:
+            layer: index of the layer.
+            call: its arguments.
+
+        Returns:
+            The output, and what it cost; None where the model's own attention is wanted.
+        """
+        router, clock, layout = self.router, self.router.clock, cast(Layout, self.router.layout)
+        step, total = clock.step or 0, clock.total
+        names = router.plan.names(layer, router.model.heads, cast(int, router.stage))
+        coming = names or router.plan.names(layer, router.model.heads, router.next_stage)
+        if coming is None:
+            return None
+        patterns = tuple(router.plan.patterns[name].resolve(layout.grid) for name in coming)
+        due = {
+            what: router.plan.measured_at(what, step, total, getattr(clock, "sigmas", None))
+            for what in self._items(coming, patterns)
+        }
+        if names is None and step not in due.values():
+            return None
+        state = self._state(layer, call, layout, coming)
+        stale = [what for what, wanted in due.items() if state.measured.get(what) != wanted]
+        if any(due[what] is None for what in stale):
+            return None
+        if stale or names is None:
+            return Served(self._measure(call, layout, coming, patterns, state, due, stale), None)
+        out, density = self._sparse(call, layout, coming, patterns, state, step)
+        if total is not None and step == total - 1:
+            self.states.pop((self.branch, layer), None)
+        return Served(out, density)
+
+    def _items(self, names: tuple[str, ...], patterns: tuple[Pattern, ...]) -> list[str]:
+        """What is reused in a layer."""
+        plan = self.router.plan
+        items = [name for name in ("statistics", "residual") if getattr(plan, name) is not None]
+        reused = (name for name, p in zip(names, patterns, strict=True) if isinstance(p, Selector) and p.reused)
+        return [*items, *dict.fromkeys(reused)]
+
+    def _state(self, layer: int, call: Call, layout: Layout, names: tuple[str, ...]) -> BranchState:
+        fits = (self._run, layout, tuple(call.q.shape), call.q.dtype, call.q.device, names)
+        key = (self.branch, layer)
+        if key not in self.states or self.states[key].fits != fits:
+            self.states[key] = BranchState(fits)
+        return self.states[key]
+
+    def _measure(
+        self,
+        call: Call,
+        layout: Layout,
+        names: tuple[str, ...],
+        patterns: tuple[Pattern, ...],
+        state: BranchState,
+        due: dict[str, int | None],
+        stale: list[str],
+    ) -> Tensor:
+        """Run dense, and measure what is stale; a new choice of tiles makes all the rest stale."""
+        out, lse = self._attend(call, self._all(layout, call))
+        if any(what not in ("statistics", "residual") for what in stale):
+            stale = list(due)
+            chosen = self._chosen(call, layout, names, patterns, lse, state, stale)
+            state.choice = self._choice(layout, patterns, chosen, call.q.device)
+        if "statistics" in stale or "residual" in stale:
+            sparse, sparse_lse, _ = self._exact_and_proxies(call, layout, patterns, state)
+            if "statistics" in stale:
+                state.log_rho = self._log_rho(rho_of(sparse_lse, lse), layout, call.q.device)
+                state.sparse_steps, state.last_step = 0, None
+            if "residual" in stale:
+                state.residual = None
+                state.residual = self._store(out - self._scaled(sparse, state, layout, 0.0), layout)
+        state.measured |= {what: due[what] for what in stale}  # type: ignore[misc]
+        return out
+
+    def _sparse(
+        self,
+        call: Call,
+        layout: Layout,
+        names: tuple[str, ...],
+        patterns: tuple[Pattern, ...],
+        state: BranchState,
+        step: int,
+    ) -> tuple[Tensor, Tensor | float]:
+        if any(isinstance(pattern, Selector) and not pattern.reused for pattern in patterns):
+            chosen = self._chosen(call, layout, names, patterns, None, state, [])
+            state.choice = self._choice(layout, patterns, chosen, call.q.device)
+        if state.residual is not None:
+            state.residual.prefetch()
+        out, _, density = self._exact_and_proxies(call, layout, patterns, state)
+        statistics = self.router.plan.statistics
+        out = self._scaled(out, state, layout, 0.0 if statistics is None else ramp(statistics, state, step))
+        return out if state.residual is None else state.residual.add_to(out), density
+
+    # ---- parts -------------------------------------------------------------------------------------------------------
+
+    def _exact_and_proxies(
+        self, call: Call, layout: Layout, patterns: tuple[Pattern, ...], state: BranchState
+    ) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Output and log-sum-exp of what is seen exactly and by proxy, and the block density."""
+        plan = self.router.plan
+        if not self._tiled(patterns):
+            lists = self._lists(layout, patterns, call.q.device)
+            return *self._attend(call, lists), lists.block_density
+        choice = state.choice or self._choice(layout, patterns, None, call.q.device)
+        if len(choice.lists) == 1:
+            out, lse = self._attend(call, choice.lists[0])
+        else:
+            rows = [self._attend(_row(call, i), lists) for i, lists in enumerate(choice.lists)]
+            out, lse = torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
+        if choice.hidden is not None and plan.proxies is not None:
+            tiles, lists = self._tiles(layout, call.q.device), choice.lists[0]
+            table = proxy_table(tiles, plan.proxies)
+            pooled = self._pool(call, table)
+            out, lse = attend_proxies(
+                call.q,
+                out,
+                lse,
+                *pooled,
+                choice.hidden,
+                lists.head_group,
+                tiles.q_order[None],
+                tiles.block_q,
+                scale=call.scale,
+            )
+        return out, lse, choice.density
+
+    def _pool(self, call: Call, table: ProxyTable) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys, values and weights of the proxies, those of boxes of tiles last."""
+        kind = self.router.plan.proxies.kind  # type: ignore[union-attr]
+        k, v, weight = pool_tokens(
+            call.k,
+            call.v,
+            table.members,
+            key_bias=call.bias,
+            query=call.q if kind == "agent" else None,
+            counts=table.counts if kind == "sample" else None,
+            scale=call.scale,
+        )
+        if table.parent is None:
+            return k, v, weight
+        parent = table.parent[table.tile]
+        share = weight.float().exp()
+        total = share.new_zeros(*share.shape[:-1], table.parents).index_add_(-1, parent, share)
+        part = (share / total.index_select(-1, parent).clamp(min=1e-30)).transpose(1, 2).unsqueeze(-1)
+        wide = []
+        for x in (k, v):
+            mean = torch.zeros(x.shape[0], table.parents, *x.shape[2:], dtype=torch.float32, device=x.device)
+            wide.append(torch.cat([x, mean.index_add_(1, parent, x.float() * part).to(x.dtype)], 1))
+        return wide[0], wide[1], torch.cat([weight, total.log()], -1)
+
+    def _chosen(
+        self,
+        call: Call,
+        layout: Layout,
+        names: tuple[str, ...],
+        patterns: tuple[Pattern, ...],
+        lse: Tensor | None,
+        state: BranchState,
+        stale: list[str],
+    ) -> Tensor | None:
+        """Tiles of the heads that have a selector, bool [B, n, visual_q, visual_k]; those not stale stay."""
+        heads = [head for head, pattern in enumerate(patterns) if isinstance(pattern, Selector)]
+        if not heads:
+            return None
+        tiles = self._tiles(layout, call.q.device)
+        kept: dict[int, Tensor] = {}
+        for name in dict.fromkeys(names[head] for head in heads):
+            mine = [head for head in heads if names[head] == name]
+            selector = cast(Selector, patterns[mine[0]])
+            if selector.reused and name not in stale and state.choice is not None and state.choice.chosen is not None:
+                kept |= {head: state.choice.chosen[:, heads.index(head)] for head in mine}
+                continue
+            part = _heads(call, mine)
+            scores = block_scores(
+                part.q,
+                part.k,
+                None if lse is None or not selector.reused else lse[:, mine],
+                q_order=tiles.q_order,
+                k_order=tiles.k_order,
+                block_q=tiles.block_q,
+                block_k=tiles.block_k,
+                kind=selector.score,
+                sample=selector.sample if selector.reused else 1,
+                key_bias=part.bias,
+                scale=call.scale,
+            )
+            chosen = select(selector, scores[..., : tiles.visual_q, : tiles.visual_k])
+            kept |= {head: chosen[:, place] for place, head in enumerate(mine)}
+        return torch.stack([kept[head] for head in heads], 1)
+
+    def _choice(
+        self, layout: Layout, patterns: tuple[Pattern, ...], chosen: Tensor | None, device: torch.device
+    ) -> Choice:
+        """Lists of a layer; those by position alone are kept."""
+        key = (layout, patterns, device)
+        if chosen is None and key in self._fixed:
+            return self._fixed[key]
+        tiles, proxies = self._tiles(layout, device), self.router.plan.proxies
+        static = {p: self._widened(layout, p, device) for p in patterns if not isinstance(p, (Selector, Skip))}
+        table = None if proxies is None else proxy_table(tiles, proxies)
+        choice = choose_tiles(tiles, patterns, chosen, static, table)
+        if chosen is None:
+            self._fixed[key] = choice
+        return choice
+
+    def _widened(self, layout: Layout, pattern: Pattern, device: torch.device) -> Tensor:
+        key = (layout, pattern, device)
+        if key not in self._static:
+            self._static[key] = self._tiles(layout, device).widen(pattern)
+        return self._static[key]
+
+    def _tiled(self, patterns: tuple[Pattern, ...]) -> bool:
+        """Whether tiles are seen whole: there are proxies, or tiles are chosen."""
+        return self.router.plan.proxies is not None or any(isinstance(pattern, Selector) for pattern in patterns)
+
+    def _tiles(self, layout: Layout, device: torch.device) -> Tiles:
+        settings, usual = self.router.settings, tile_blocks(self.router.model.head_dim)
+        return tiles_for(layout, settings.block_q or usual[0], settings.block_k or usual[1], device)
+
+    def _lists(self, layout: Layout, patterns: tuple[Pattern, ...], device: torch.device) -> BlockLists:
+        """Lists with the patterns' own masks; `compile_lists` keeps them."""
+        return compile_lists(patterns, layout, **self.router.list_settings(device))
+
+    def _all(self, layout: Layout, call: Call) -> BlockLists:
+        """Lists of dense attention."""
+        device, head_dim = call.q.device, call.q.shape[3]
+        block_q, block_k = preferred_blocks(device, head_dim, call.q.dtype)
+        boxes = boxes_are_faster(device, head_dim, call.q.dtype)
+        return compile_lists(
+            (Dense(),) * call.q.shape[2],
+            Layout((1, 1, layout.tokens)),
+            block_q=block_q,
+            block_k=block_k,
+            order="row-major",
+            boxes=boxes,
+            device=device,
+        )
+
+    def _attend(self, call: Call, lists: BlockLists) -> tuple[Tensor, Tensor]:
+        q, k, v, bias, scale = call
+        out, lse = attend(q, k, v, lists, scale=scale, key_bias=bias, return_lse=True, impl=self.router.settings.impl)
+        return out, lse
+
+    def _log_rho(self, log_rho: Tensor, layout: Layout, device: torch.device) -> Tensor:
+        if self.router.plan.statistics is not None and self.router.plan.statistics.storage == "block":
+            tiles = self._tiles(layout, device)
+            log_rho = block_means(log_rho, self._block_of(layout, device), tiles.n_q)
+        return log_rho.to(torch.float16)
+
+    def _scaled(self, out: Tensor, state: BranchState, layout: Layout, added: float) -> Tensor:
+        if state.log_rho is None or self.router.plan.statistics is None:
+            return out
+        by_block = self.router.plan.statistics.storage == "block"
+        return apply_rho(out, state.log_rho, added, self._block_of(layout, out.device) if by_block else None)
+
+    def _block_of(self, layout: Layout, device: torch.device) -> Tensor:
+        """Block of queries that each token lies in, int64 [N]."""
+        tiles = self._tiles(layout, device)
+        block = torch.arange(tiles.n_q, device=device).repeat_interleave(tiles.block_q)
+        spare = torch.where(tiles.q_order < 0, layout.tokens, tiles.q_order).long()
+        return torch.zeros(layout.tokens + 1, dtype=torch.int64, device=device).scatter_(0, spare, block)[:-1]
+
+    def _store(self, residual: Tensor, layout: Layout) -> Stored:
+        settings = self.router.plan.residual
+        assert settings is not None
+        storage, group = settings.storage, settings.group
+        batch, _, heads, head_dim = residual.shape
+        if storage == "auto":
+            chosen = choose_storage(
+                layout,
+                layers=self.router.model.layers,
+                heads=heads,
+                head_dim=head_dim,
+                branches=2 if batch == 1 else 1,
+                batch=batch,
+                dtype_bytes=residual.element_size(),
+                budget_bytes=int(settings.memory * 2**30),
+            )
+            storage, group = chosen.storage, chosen.tile or group
+        groups = None
+        if storage.startswith("average"):
+            key = (layout, group, residual.device)
+            if key not in self._groups:
+                self._groups[key] = TokenGroups.from_tiles(layout, group).to(residual.device)
+            groups = self._groups[key]
+        return store(residual, storage, groups=groups, rank=settings.rank if storage == "low-rank" else None)
+
+
+def _row(call: Call, row: int) -> Call:
+    """One row of the batch."""
+    bias = call.bias if call.bias is None or len(call.bias) == 1 else call.bias[row : row + 1]
+    return call._replace(q=call.q[row : row + 1], k=call.k[row : row + 1], v=call.v[row : row + 1], bias=bias)
+
+
+def _heads(call: Call, heads: list[int]) -> Call:
+    """Some heads of a call; all of them are not copied."""
+    if len(heads) == call.q.shape[2]:
+        return call
+    bias = call.bias if call.bias is None or call.bias.shape[1] == 1 else call.bias[:, heads]
+    return call._replace(q=call.q[:, :, heads], k=call.k[:, :, heads], v=call.v[:, :, heads], bias=bias)
