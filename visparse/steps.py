@@ -4,8 +4,11 @@ Two sources, in this order:
 
 1. The pipeline's cache context (`model.cache_context("cond", step_index=i, num_inference_steps=n)`), where it gives a
    step.
-2. The `timestep` argument of the denoiser: the step goes on when it falls, a new run begins when it rises. This reads
+2. The `timestep` argument of the denoiser: its place among the timesteps of the pipeline's scheduler; where that is not
+   known the step goes on when it falls. A new run begins when it rises, or when the scheduler was set again. This reads
    one number from the device, so it is done only where the first source is silent and the plan needs the step.
+
+What a step is, where a scheduler calls the denoiser more than once a step, `visparse.timesteps` says.
 """
 
 from __future__ import annotations
@@ -17,22 +20,53 @@ from typing import Any
 
 import torch
 
+from visparse.schedule import MissingSigmasError, Sigmas
+from visparse.timesteps import Timesteps
+
 
 class SchedulerSteps:
-    """The number of steps as a pipeline's scheduler knows it, for pipelines that do not pass it on.
+    """What a pipeline's scheduler knows of the run: timesteps, their number, and where it is.
 
     Holds the pipeline weakly: a denoiser that is copied or pickled alone leaves it behind.
     """
 
     def __init__(self, pipeline: object | None = None) -> None:
-        """Watch `pipeline.scheduler`; with None the number stays unknown."""
+        """Watch `pipeline.scheduler`; with None nothing is known."""
         self._pipeline = None if pipeline is None else weakref.ref(pipeline)
+        self._read: tuple[object, Timesteps | None] = None, None
 
     def total(self) -> int | None:
         """Steps of the run for which the scheduler was set last, or None."""
-        pipeline = self._pipeline() if self._pipeline is not None else None
-        total = getattr(getattr(pipeline, "scheduler", None), "num_inference_steps", None)
+        total = getattr(self._scheduler, "num_inference_steps", None)
         return total if isinstance(total, int) else None
+
+    def timesteps(self) -> Timesteps | None:
+        """The timesteps that the scheduler was set to last; another object once it is set again. None: not known."""
+        scheduler = self._scheduler
+        values = getattr(scheduler, "timesteps", None)
+        if values is not self._read[0]:
+            self._read = values, Timesteps.of(scheduler)
+        return self._read[1]
+
+    def index(self) -> int | None:
+        """Where among its timesteps the scheduler is; None where it does not tell."""
+        index = getattr(self._scheduler, "step_index", None)
+        return index if isinstance(index, int) else None
+
+    def begin(self) -> int | None:
+        """Where among its timesteps the pipeline told the scheduler to begin; None where it did not."""
+        index = getattr(self._scheduler, "begin_index", None)
+        return index if isinstance(index, int) else None
+
+    def __str__(self) -> str:
+        """Name of the scheduler's class."""
+        scheduler = self._scheduler
+        return "a bare model" if scheduler is None else type(scheduler).__name__
+
+    @property
+    def _scheduler(self) -> Any:
+        pipeline = self._pipeline() if self._pipeline is not None else None
+        return getattr(pipeline, "scheduler", None)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> SchedulerSteps:
         """Follow the pipeline's copy where it is being copied too, else forget it."""
@@ -49,27 +83,34 @@ class Clock:
     """The place in the current run; shared by all denoisers of one pipeline.
 
     Attributes:
-        stage_of: function (step, total) -> first step of the stretch in which the plan does not change.
-        scheduler: the pipeline's own number of steps.
+        stage_of: function (step, total, sigmas) -> first step of the stretch in which the plan does not change.
+        scheduler: of the pipeline.
         step: index of the current step, None while unknown.
-        total: number of steps of the run, None while unknown.
+        total: number of steps of the run, None while unknown; always above `step`.
+        sigmas: noise level of each step of the run, as the scheduler has it; None while unknown.
         branch: name of the pipeline's cache context (`"cond"`, `"uncond"`, ...), None where it gives none.
         source: `"cache context"`, `"timestep"` or None.
         runs: number of runs begun since `sparsify`.
         stage: `stage_of` the current step. It changes seldom, so compiled code may depend on it.
     """
 
-    stage_of: Callable[[int, int | None], int]
+    stage_of: Callable[[int, int | None, Sigmas | None], int]
     scheduler: SchedulerSteps = field(default_factory=SchedulerSteps)
     step: int | None = None
     total: int | None = None
+    sigmas: Sigmas | None = None
     branch: str | None = None
     source: str | None = None
     runs: int = 0
     stage: int | None = None
     _given: bool = False
-    _seen: set[str | None] = field(default_factory=set)
+    _seen: set[tuple[str | None, int]] = field(default_factory=set)
     _timestep: float | None = None
+    _timesteps: Timesteps | None = None
+    _place: int | None = None  # in _timesteps; None where the run does not follow them
+    _begin_step: int = 0  # of _timesteps
+    _scale: float = 1.0  # by what the pipeline divides timesteps
+    _room: float = 0.0  # by how much a timestep may rise within a run
 
     def enter(self, context: Any) -> None:
         """Take what a cache context says; called before and (with None) after every call of the denoiser.
@@ -81,29 +122,38 @@ class Clock:
             self._given, self.branch = False, None
             return
         self.branch = context if isinstance(context, str) else context.name
-        step = getattr(context, "step_index", None)
-        self._given = step is not None
-        if step is None:
+        call = getattr(context, "step_index", None)
+        self._given = call is not None
+        if call is None:
             return
-        if self.step is None or step < self.step or (step == self.step and self.branch in self._seen):
+        step, total, sigmas = self._of_call(call, getattr(context, "num_inference_steps", None))
+        if self.step is None or step < self.step or (self.branch, call) in self._seen:
             self._begin()
         if step != self.step:
             self._seen.clear()
-        self._seen.add(self.branch)
-        self.step, self.source = step, "cache context"
-        self.total = getattr(context, "num_inference_steps", None) or self.scheduler.total()
-        self.stage = self.stage_of(self.step, self.total)
+        self._seen.add((self.branch, call))
+        self._set(step, total, sigmas, "cache context")
 
     @property
     def given(self) -> bool:
         """Whether the pipeline's cache context gives the step of the present call."""
         return self._given
 
+    @property
+    def sigma(self) -> float | None:
+        """Noise level of the current step, as the scheduler has it; None while unknown."""
+        if self.sigmas is None or self.step is None:
+            return None
+        return self.sigmas[min(self.step, len(self.sigmas) - 1)]
+
     def tick(self, timestep: object) -> None:
         """Find the step from the denoiser's timestep; does nothing where the cache context gave it.
 
         Args:
             timestep: number, or tensor of any shape (its largest entry counts: conditioning frames carry 0), or None.
+
+        Raises:
+            ValueError: the plan needs the number of steps, or their noise levels, and they are not known.
         """
         if self._given:
             return
@@ -111,14 +161,21 @@ class Clock:
             self.step = self.stage = self.source = None
             return
         now = float(timestep.max()) if isinstance(timestep, torch.Tensor) else float(timestep)  # type: ignore[arg-type]
-        if self.step is None or self._timestep is None or now > self._timestep:
+        timesteps = self.scheduler.timesteps()
+        again = timesteps is not self._timesteps  # the scheduler was set again
+        if self.step is None or self._timestep is None or now - self._timestep > self._room or again:
             self._begin()
-            self.step = 0
-        elif now < self._timestep:
-            self.step += 1
-        self._timestep, self.source = now, "timestep"
-        self.total = self.scheduler.total()
-        self.stage = self.stage_of(self.step, self.total)
+            self._follow(timesteps, now)
+            step, total, sigmas = 0, self.scheduler.total(), None
+        else:
+            if self._place is not None and timesteps is not None:
+                self._place = timesteps.find(now * self._scale, self.scheduler.index(), self._place)
+            step, total, sigmas = self.step + (now < self._timestep), self.total, self.sigmas
+        if self._place is not None and timesteps is not None:
+            step = timesteps.steps[self._place] - self._begin_step
+            total, sigmas = timesteps.rest(self._begin_step)
+        self._timestep = now
+        self._set(step, total, sigmas, "timestep")
 
     def end_run(self) -> None:
         """Forget the run: the next call begins a new one."""
@@ -128,3 +185,37 @@ class Clock:
     def _begin(self) -> None:
         self.runs += 1
         self._seen.clear()
+
+    def _follow(self, timesteps: Timesteps | None, now: float) -> None:
+        """Find where among the scheduler's timesteps a run begins: behind the first one for images from images."""
+        self._timesteps, self._place, self._room = timesteps, None, 0.0
+        if timesteps is None:
+            return
+        begin, index = self.scheduler.begin(), self.scheduler.index()
+        found = timesteps.begin(now, begin if index is None else index)
+        if found is not None:
+            self._place, self._scale = found
+            self._begin_step = timesteps.steps[self._place]
+            self._room = timesteps.room / self._scale
+
+    def _of_call(self, call: int, count: int | None) -> tuple[int, int | None, Sigmas | None]:
+        """Step, number of steps and noise levels of a call of the denoiser, by its number and theirs."""
+        timesteps, begin = self.scheduler.timesteps(), self.scheduler.begin()
+        if timesteps is not None:
+            if begin is None:
+                begin = 0 if count in (None, self.scheduler.total()) else len(timesteps.values) - count
+            if begin >= 0 and begin + call < len(timesteps.values):
+                first = timesteps.steps[begin]
+                return timesteps.steps[begin + call] - first, *timesteps.rest(first)
+        return call, count or self.scheduler.total(), None
+
+    def _set(self, step: int, total: int | None, sigmas: Sigmas | None, source: str) -> None:
+        self.step, self.sigmas, self.source = step, sigmas, source
+        self.total = None if total is None else max(total, step + 1)
+        try:
+            self.stage = self.stage_of(step, self.total, sigmas)
+        except MissingSigmasError as error:
+            timesteps = self.scheduler.timesteps()
+            known = timesteps is not None and timesteps.sigmas is not None
+            why = "has other timesteps than the denoiser gets" if known else "has no sigmas"
+            raise ValueError(f"{error} ({self.scheduler} {why})") from error

@@ -140,7 +140,7 @@ def context(name, step=None, total=None):
 
 
 def make_clock(scheduler=None):
-    return Clock(lambda step, total: step, scheduler or SchedulerSteps())
+    return Clock(lambda step, total, sigmas: step, scheduler or SchedulerSteps())
 
 
 def test_clock_follows_the_cache_context():
