@@ -122,9 +122,9 @@ class PlanSteps:
         """
         table = self.timetable(total, sigmas)
         if self.measures and table.first_sparse == 0:
-            run = "" if total is None else f" of {total}"
-            raise ValueError(f"{self._unmeasured()} a run{run} steps with none; use dense_steps=1 or more")
-        if total is not None and total > 0 and all(table.is_dense(step) for step in range(total)):
+            run = "" if total is None else f" in a run of {total} steps"
+            raise ValueError(f"{self._unmeasured()}{run} (dense_steps: {self._dense}); use dense_steps=1 or more")
+        if total is not None and table.first_sparse >= total:
             return f"all {total} steps are dense by the plan's schedule ({self._dense}); use fewer dense steps"
         return None
 
@@ -139,10 +139,11 @@ class PlanSteps:
                     "name it in a rule, or in a list with one pattern per head"
                 )
         if self.measures and not self._dense.may_begin:
-            raise ValueError(f"{self._unmeasured()} dense_steps={self.dense_steps!r}, none; use dense_steps=1 or more")
+            raise ValueError(f"{self._unmeasured()} (dense_steps: {self._dense}); use dense_steps=1 or more")
 
     def _unmeasured(self) -> str:
-        return f"plan: {', '.join(self.refreshes)} needs a dense step before the first sparse one, got"
+        measured = ", ".join(self.refreshes)
+        return f"plan: {measured}: wanted a dense step before the first sparse one to measure at, got none"
 
     @property
     def _dense(self) -> DenseSteps:

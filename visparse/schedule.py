@@ -210,4 +210,6 @@ def _is_amount(value: object) -> bool:
 
 
 def _amount(value: int | float) -> str:
-    return f"{value:.0%} of the steps" if isinstance(value, float) else f"{value} steps"
+    if isinstance(value, float):
+        return f"{value:.0%} of the steps"
+    return f"{value} step" + "s" * (value != 1)
