@@ -19,7 +19,8 @@ except ImportError as error:
 else:
     _MISSING = None
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# fp32 is for the interpreter: without tensor cores the matrix product of `reference` is faster than this kernel
+_DTYPES = (torch.float16, torch.float32) if INTERPRET else (torch.float16, torch.bfloat16)
 _COPIED = 1 << 29  # bytes of keys in slot order at once
 _HOPPER_SHARED_MEMORY = 232448
 
@@ -33,12 +34,14 @@ class Variant:
         num_warps: warps per program.
         num_stages: key blocks in flight.
         tma: fetch keys by tensor descriptors, not by pointers.
+        registers: most per thread, so that two programs fit on a multiprocessor; None: as many as the assembler likes.
     """
 
     tile_q: int = 128
     num_warps: int = 8
     num_stages: int = 2
     tma: bool = True
+    registers: int | None = None
 
 
 def can_run(device: torch.device, dtype: torch.dtype, head_dim: int, rows_q: int, rows_k: int) -> str | None:
@@ -47,10 +50,10 @@ def can_run(device: torch.device, dtype: torch.dtype, head_dim: int, rows_q: int
         return _MISSING
     if device.type != "cuda" and not INTERPRET:
         return f"needs tensors on a CUDA device, got {device.type}"
-    if dtype not in _DTYPES:
-        return f"needs fp32, bf16 or fp16, got {dtype}"
     if INTERPRET and dtype == torch.bfloat16:
         return "bf16 products are wrong in Triton's interpreter; use fp16 or fp32 there"
+    if dtype not in _DTYPES:
+        return f"needs bf16 or fp16, got {dtype}"
     if rows_q > 256 or rows_k > 256:
         return f"needs at most 256 sampled queries and 256 keys in a block, got {rows_q} and {rows_k}"
     if variant_for(device, dtype, head_dim, rows_q, rows_k) is None:
@@ -71,14 +74,17 @@ def variant_for(device: torch.device, dtype: torch.dtype, head_dim: int, rows_q:
     shared = max_shared_memory(device.index or 0) if device.type == "cuda" else _HOPPER_SHARED_MEMORY
     hopper = device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9
     row = _power(head_dim) * dtype.itemsize
-    full = dtype == torch.float32
-    for tile_q in (32, 16) if full else (128, 64, 32, 16):
-        for stages in (1,) if full else (2, 1):
+    for tile_q in (128, 64, 32, 16):
+        for stages in (2, 1):
+            tile = max(tile_q, _power(rows_q))
             cut = Variant(
-                tile_q=max(tile_q, _power(rows_q)), num_warps=8 if tile_q == 128 else 4, num_stages=stages,
-                tma=hopper and not full,
-            )  # fmt: skip
-            if (cut.tile_q + stages * _power(rows_k)) * row + 4096 <= shared:
+                tile_q=tile,
+                num_warps=8 if tile >= 128 else 4,
+                num_stages=stages,
+                tma=hopper,
+                registers=128 if tile == 128 else None,
+            )
+            if (tile + stages * _power(rows_k)) * row + 4096 <= shared:
                 return cut
     return None
 
@@ -189,6 +195,7 @@ def launch(
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
         "num_warps": cut.num_warps,
         "num_stages": cut.num_stages,
+        "maxnreg": cut.registers,
     }
     grid = (-(-n_q * rows // cut.tile_q), heads, batch)
     if warm_up:

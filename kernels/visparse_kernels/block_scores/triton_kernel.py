@@ -48,8 +48,9 @@ def _load(keys, block, TILE_K: tl.constexpr, DIM: tl.constexpr, TMA: tl.constexp
     """Return keys [TILE_K, DIM] of a block, by TMA or by pointers."""
     if TMA:
         return keys.load([block * TILE_K, 0])
-    row = block.to(tl.int64) * TILE_K + tl.arange(0, TILE_K)
-    return tl.load(keys + row[:, None] * DIM + tl.arange(0, DIM)[None, :])
+    else:
+        row = block.to(tl.int64) * TILE_K + tl.arange(0, TILE_K)
+        return tl.load(keys + row[:, None] * DIM + tl.arange(0, DIM)[None, :])
 
 
 @triton.jit(do_not_specialize=["n_q"])
