@@ -36,7 +36,8 @@ class BlockLists:
         k_order: int32 [G or 1, n_k * block_k], the same for keys; with ``boxes`` a key may lie in several slots, or
             in none, but no query keeps it twice.
         full_offsets: int32 [G * n_q + 1], CSR offsets; row = group * n_q + query block.
-        full_indices: int32 [n_full], key blocks without a mask, ascending in each row.
+        full_indices: int32 [n_full or more], key blocks without a mask, ascending in each row; what lies behind the
+            last offset means nothing.
         partial_offsets: int32 [G * n_q + 1], CSR offsets of the masked blocks.
         partial_indices: int32 [n_partial], key blocks with a mask, ascending in each row.
         partial_tiles: int32 [n_partial], which tile masks the block.

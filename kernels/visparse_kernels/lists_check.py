@@ -154,11 +154,14 @@ def _range(name: str, values: Tensor, low: int, high: int) -> None:
 
 def _csr(name: str, offsets: Tensor, indices: Tensor, n_k: int) -> Tensor:
     counts = offsets.long().diff()
-    if int(offsets[0]) != 0 or int(offsets[-1]) != indices.shape[0] or bool((counts < 0).any()):
+    # full lists may have room to spare, which nothing points to
+    filled = indices.shape[0] if name == "partial" else min(int(offsets[-1]), indices.shape[0])
+    if int(offsets[0]) != 0 or int(offsets[-1]) != filled or bool((counts < 0).any()):
         raise ValueError(
-            f"{name}_offsets: wanted offsets that rise from 0 to {indices.shape[0]}, got {int(offsets[0])} to "
+            f"{name}_offsets: wanted offsets that rise from 0 to {filled}, got {int(offsets[0])} to "
             f"{int(offsets[-1])}; build the lists with BlockLists.from_entries"
         )
+    indices = indices[:filled]
     _range(f"{name}_indices", indices, 0, n_k)
     row = torch.arange(counts.shape[0], device=offsets.device).repeat_interleave(counts)
     key = row * n_k + indices.long()

@@ -39,7 +39,7 @@ def to_flex(lists: "BlockLists") -> "tuple[BlockMask, MaskMod]":
         (lists.partial_offsets, lists.partial_indices, lists.partial_tiles.long()),
     ):
         row = torch.arange(groups * n_q, device=device).repeat_interleave(offsets.long().diff())
-        kind[row, indices.long()] = tile
+        kind[row, indices[: len(row)].long()] = tile
     head = torch.where(lists.head_group < 0, groups, lists.head_group).long()
     kind = kind.view(groups + 1, n_q, n_k)[head]
     masks = unpack_bits(lists.tiles)

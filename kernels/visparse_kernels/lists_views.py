@@ -92,7 +92,7 @@ def kept_pairs(lists: "BlockLists") -> Tensor:
 
     def entries(offsets: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
         row = torch.arange(groups * n_q, device=device).repeat_interleave(offsets.long().diff())
-        return row, row // n_q * lists.n_k + indices.long()
+        return row, row // n_q * lists.n_k + indices[: len(row)].long()
 
     row, col = entries(lists.full_offsets, lists.full_indices)
     total.index_add_(0, row // n_q, q_real.sum(1)[row] * k_real.sum(1)[col])

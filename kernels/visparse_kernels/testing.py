@@ -224,8 +224,9 @@ def _entries(lists: BlockLists) -> tuple[Tensor, Tensor, Tensor]:
     """Return the visited blocks of some lists, as `BlockLists.from_entries` takes them."""
     numbers = torch.arange(lists.groups * lists.n_q, device=lists.device)
     rows = [numbers.repeat_interleave(ends.long().diff()) for ends in (lists.full_offsets, lists.partial_offsets)]
-    tile = torch.cat([torch.full_like(lists.full_indices, -1), lists.partial_tiles])
-    return torch.cat(rows), torch.cat([lists.full_indices, lists.partial_indices]), tile
+    full = lists.full_indices[: len(rows[0])]
+    tile = torch.cat([torch.full_like(full, -1), lists.partial_tiles])
+    return torch.cat(rows), torch.cat([full, lists.partial_indices]), tile
 
 
 def _rebuilt(lists: BlockLists, rows: Tensor, cols: Tensor, tile: Tensor, tiles: Tensor) -> BlockLists:

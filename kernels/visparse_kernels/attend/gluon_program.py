@@ -166,8 +166,9 @@ def _merge(lists: BlockLists) -> tuple[Tensor, Tensor, Tensor]:
     rows = torch.arange(lists.groups * lists.n_q, device=lists.device)
     ends = (lists.full_offsets.long().diff(), lists.partial_offsets.long().diff())
     row = torch.cat([rows.repeat_interleave(counts) for counts in ends])
-    block = torch.cat([lists.full_indices, lists.partial_indices]).long()
-    tile = torch.cat([torch.full_like(lists.full_indices, -1), lists.partial_tiles]).long()
+    full = lists.full_indices[: len(row) - len(lists.partial_indices)]
+    block = torch.cat([full, lists.partial_indices]).long()
+    tile = torch.cat([torch.full_like(full, -1), lists.partial_tiles]).long()
     order = (row * lists.n_k + block).argsort()
     return row[order], block[order], tile[order]
 
