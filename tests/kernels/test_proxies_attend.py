@@ -102,6 +102,18 @@ def test_what_sees_no_proxy_keeps_its_bits(impl, device) -> None:
 
 
 @everywhere
+@pytest.mark.parametrize("place", [0, 31, 32, 63, 64, 127, 129])
+def test_one_visible_proxy(impl, device, place) -> None:
+    case = random_case(length=20, n_proxies=130, block_q=16, head_group=[0, 0], device=device)
+    bits = torch.ones(1, 1, 2, 160, dtype=torch.bool)
+    bits[..., place] = False
+    case = replace(case, hidden=pack_bits(bits).to(device), weight=torch.full_like(case.weight, 2.0))
+    out, lse = run(case, impl)
+    assert (lse > case.lse).all()
+    check_proxies(out, lse, case)
+
+
+@everywhere
 def test_arguments_are_not_changed(impl, device) -> None:
     case = random_case(length=61, n_proxies=67, block_q=16, head_group=[0, 1], device=device)
     before = {field.name: getattr(case, field.name) for field in fields(case) if field.name != "block_q"}
@@ -130,6 +142,10 @@ def test_a_padding_slot_reads_and_writes_nothing_of_others(impl, device, garbage
     result, lse = run(replace(case, q=q), impl)
     assert torch.equal(result[:, 1:], wanted[:, 1:])
     assert torch.equal(lse[:, :, 1:], wanted_lse[:, :, 1:])
+    touched = (case.shown()[:, :, 0] & (case.weight > -torch.inf)).any(-1)
+    assert touched.any()
+    assert result[:, 0][touched].isnan().all()  # NaN stays visible where it belongs
+    assert lse[:, :, 0][touched].isnan().all()
 
 
 @everywhere

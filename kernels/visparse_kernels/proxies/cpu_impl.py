@@ -101,7 +101,7 @@ def _merge_rows(out: Tensor, lse: Tensor, part: Tensor, part_lse: Tensor, tokens
         at, part, part_lse = at[real], part.index_select(0, real), part_lse.index_select(1, real)
     known = lse.index_select(1, at)
     total = torch.logaddexp(known, part_lse)
-    share = (part_lse - total).exp_().nan_to_num_(nan=0.0).t()[..., None]  # NaN: -inf less -inf
+    share = (part_lse - total).exp_().masked_fill_(total == -torch.inf, 0.0).t()[..., None]
     merged = torch.lerp(out.index_select(0, at).float(), part.float(), share)
     out.index_copy_(0, at, merged.to(out.dtype))
     lse.index_copy_(1, at, total)
