@@ -87,7 +87,9 @@ class PlanSteps:
         return max(mark for mark in self._marks(total, sigmas) if mark <= step)
 
     def last_stage(self, total: int | None, sigmas: Sigmas | None = None) -> int:
-        """The stage from which on nothing in the plan changes any more."""
+        """The stage from which on nothing in the plan changes any more; noise levels are not needed."""
+        if self._dense.sigma_above is not None and sigmas is None:
+            return max({0}.union(*(edges(rule.steps) for rule in self.assignment)))
         return max(self._marks(total, sigmas))
 
     def measured_at(self, what: str, step: int, total: int | None, sigmas: Sigmas | None = None) -> int | None:

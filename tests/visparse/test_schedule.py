@@ -234,6 +234,12 @@ def test_selectors_where_they_cannot_be():
         make(patterns={"residual": TopK()}, default="residual", dense_steps=1)
 
 
+def test_the_last_stage_needs_no_noise_levels():
+    plan = make(dense_steps={"sigma_above": 0.5}, assignment=[{"pattern": "top", "steps": "4:7"}])
+    assert plan.last_stage(10) == 7
+    assert plan.last_stage(10, (1.0,) * 9 + (0.4,)) == 9
+
+
 def test_in_words():
     assert str(DenseSteps(first=1, last=0.2, every=4, sigma_above=0.7)) == (
         "first 1 step, last 20% of the steps, 1 of 4 from the first sparse one, sigma of at least 0.7"

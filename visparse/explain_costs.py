@@ -1,0 +1,175 @@
+"""What a step of a plan costs, by its block lists and the measured rates of a device."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from visparse.estimates import Estimate, estimate
+from visparse.layout import Layout
+from visparse.patterns import Dense
+from visparse.patterns.selector import Selector, TopK, TopP
+from visparse.plan import SparsePlan
+from visparse.rules import ModelFingerprint
+from visparse.schedule import Timetable
+
+# Shares of one dense attention: what visparse holds itself to, not measurements. Exact scores of a selector take a
+# quarter; proxies at most 5 %, and 3 % for one or two of them per tile of 128 tokens: 1 to 2 % more keys, their pooling
+# and the merge of two outputs.
+SCORES_SHARE = 0.25
+PROXIES_SHARE = 0.03
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Steps at which the same happens.
+
+    Attributes:
+        first, last: its first and its last step.
+        sparse: whether its outputs are sparse.
+        measured: what is measured there, for later steps.
+        patterns: table names of the patterns that sparse layers use; empty for dense steps.
+        block_density: visited blocks / all blocks, mean over layers and heads: least and most.
+        milliseconds: predicted time of self-attention in all layers for one step: least and most; None where the device
+            was not measured.
+    """
+
+    first: int
+    last: int
+    sparse: bool
+    measured: tuple[str, ...]
+    patterns: tuple[str, ...]
+    block_density: Range
+    milliseconds: Range | None
+
+    @property
+    def steps(self) -> int:
+        """Number of its steps."""
+        return self.last - self.first + 1
+
+    def __str__(self) -> str:
+        """What happens, in words."""
+        if self.sparse:
+            return f"sparse: {', '.join(self.patterns) or 'no layer'}"
+        return "dense" + (f", measured ({', '.join(self.measured)})" if self.measured else "")
+
+
+class Costs:
+    """What a step costs, from estimates that are made once for each distinct list of patterns."""
+
+    def __init__(self, plan: SparsePlan, model: ModelFingerprint, layout: Layout, device: str) -> None:
+        """Prepare; dense attention is estimated at once."""
+        self.plan, self.model, self.layout, self.device = plan, model, layout, device
+        self.whole = self._estimate([Dense()])
+        one = self.whole.dense_milliseconds
+        self.dense = None if one is None else one * model.heads * model.layers
+        self._known: dict[tuple[str, ...], tuple[Range, Range]] = {}
+
+    def dense_step(self, step: int, measured: tuple[str, ...] = (), milliseconds: Range | None = None) -> Stretch:
+        """A step whose outputs are dense; `milliseconds` None: the time of dense attention."""
+        if milliseconds is None and self.dense is not None:
+            milliseconds = self.dense, self.dense
+        return Stretch(
+            first=step,
+            last=step,
+            sparse=False,
+            measured=measured,
+            patterns=(),
+            block_density=(1.0, 1.0),
+            milliseconds=milliseconds,
+        )
+
+    def step(self, step: int, table: Timetable) -> Stretch:
+        """Any step of the run."""
+        measured = table.measured(step)
+        if not measured and table.scheduled(step):
+            return self.dense_step(step)
+        total = table.total or 0
+        use = next((later for later in range(step, total) if not table.scheduled(later)), step)
+        stage = self.plan.stage(use, total, table.sigmas)
+        density, milliseconds, names = self._sparse(stage)
+        if not measured:
+            return Stretch(
+                first=step,
+                last=step,
+                sparse=True,
+                measured=(),
+                patterns=names,
+                block_density=density,
+                milliseconds=milliseconds,
+            )
+        if milliseconds is None or self.dense is None:
+            return self.dense_step(step, measured)
+        scores = sum(self._share_of(name, stage) for name in measured)
+        fixed = self.dense * (1 + SCORES_SHARE * scores)
+        if not {"statistics", "residual"} & set(measured):
+            return self.dense_step(step, measured, (fixed, fixed))
+        fixed -= self.dense * self._layers(stage)[None] / self.model.layers  # dense layers need no sparse pass
+        return self.dense_step(step, measured, (fixed + milliseconds[0], fixed + milliseconds[1]))
+
+    def _sparse(self, stage: int) -> tuple[Range, Range | None, tuple[str, ...]]:
+        """Block density, time and names of a step of sparse attention, over all layers."""
+        density, time, used = [0.0, 0.0], [0.0, 0.0], dict[str, None]()
+        dense_layer = (self.dense or 0.0) / self.model.layers
+        for names, layers in self._layers(stage).items():
+            blocks, milliseconds = ((1.0, 1.0), (dense_layer, dense_layer)) if names is None else self._layer(names)
+            extra = PROXIES_SHARE * dense_layer if names is not None and self.plan.proxies is not None else 0.0
+            for end in (0, 1):
+                density[end] += blocks[end] * layers / self.model.layers
+                time[end] += (milliseconds[end] + extra) * layers
+            used |= dict.fromkeys(names or ())
+        return (
+            (density[0], density[1]),
+            None if self.dense is None else (time[0], time[1]),
+            tuple(used),
+        )
+
+    def _layers(self, stage: int) -> Counter[tuple[str, ...] | None]:
+        return Counter(self.plan.names(layer, self.model.heads, stage) for layer in range(self.model.layers))
+
+    def _share_of(self, name: str, stage: int) -> float:
+        """Share of all heads of all layers that a pattern serves."""
+        heads = sum(layers * names.count(name) for names, layers in self._layers(stage).items() if names is not None)
+        return heads / (self.model.heads * self.model.layers)
+
+    def _layer(self, names: tuple[str, ...]) -> tuple[Range, Range]:
+        """Block density and time of a layer."""
+        if names not in self._known:
+            density, time = [0.0, 0.0], [0.0, 0.0]
+            for name, heads in Counter(names).items():
+                blocks, milliseconds = self._head(name)
+                for end in (0, 1):
+                    density[end] += blocks[end] * heads / len(names)
+                    time[end] += milliseconds[end] * heads
+            self._known[names] = (density[0], density[1]), (time[0], time[1])
+        return self._known[names]
+
+    def _head(self, name: str) -> tuple[Range, Range]:
+        """Block density and time of one head."""
+        selector = self.plan.selectors.get(name)
+        if selector is None:
+            found = self._estimate([self.plan.patterns[name].resolve(self.layout.grid)])
+            time = found.milliseconds or 0.0
+            return (found.block_density, found.block_density), (time, time)
+        kept, group, rate = _kept(selector), self.whole.groups[0], self.whole.rate
+        if rate is None:
+            return kept, (0.0, 0.0)
+        least, most = (
+            rate.milliseconds(group.query_blocks, group.full * share, group.masked * share) for share in kept
+        )
+        return kept, (least, most)
+
+    def _estimate(self, patterns: list[Any]) -> Estimate:
+        return estimate(patterns, self.layout, device=self.device, head_dim=self.model.head_dim)
+
+
+def _kept(selector: Selector) -> Range:
+    """Share of the blocks that a selector keeps: least and most."""
+    if isinstance(selector, TopK):
+        return selector.keep, selector.keep
+    if isinstance(selector, TopP):
+        return selector.least, selector.most
+    raise TypeError(f"selector: wanted TopK or TopP, got {type(selector).__name__}; teach visparse.explain its share")
