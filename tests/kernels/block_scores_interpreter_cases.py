@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from visparse_kernels import attend, lists_from_map
+from visparse_kernels.bits import identity_order
 from visparse_kernels.block_scores import triton_impl
 from visparse_kernels.block_scores.slots import sampled_rows
 from visparse_kernels.block_scores.testing import check_scores, random_case
-from visparse_kernels.testing import poisoned_memory
+from visparse_kernels.testing import check_attend, poisoned_memory
 
 pytestmark = pytest.mark.interpreter
 
@@ -91,6 +93,20 @@ def test_a_broken_kernel_breaks_the_error_rule(broken) -> None:
     }[broken]
     with pytest.raises(AssertionError, match="worst at"):
         check_scores(wrong, drawn, "mass")
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.5])
+def test_attend_takes_lists_with_room_behind_the_last_offset(keep, make_qkv) -> None:
+    kept = torch.rand(2, 4, 3, generator=torch.Generator().manual_seed(0)) < keep
+    q_order, k_order = identity_order(60, 16)[0], identity_order(90, 32)[0]
+    lists = lists_from_map(
+        kept, q_len=60, k_len=90, block_q=16, block_k=32, q_order=q_order, k_order=k_order,
+        head_group=torch.tensor([0, -1, 1], dtype=torch.int32),
+    )  # fmt: skip
+    q, k, v = make_qkv(lists)
+    with poisoned_memory():
+        out, lse = attend(q, k, v, lists, return_lse=True, impl="triton")
+    check_attend(out, lse, q, k, v, lists)
 
 
 def test_what_cannot_be_served() -> None:
