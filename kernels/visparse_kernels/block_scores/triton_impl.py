@@ -19,7 +19,7 @@ except ImportError as error:
 else:
     _MISSING = None
 
-# fp32 is for the interpreter: without tensor cores the matrix product of `reference` is faster than this kernel
+# fp32 is for the interpreter only: compiled, most tilings spill kilobytes a thread, so `reference` serves it on a GPU
 _DTYPES = (torch.float16, torch.float32) if INTERPRET else (torch.float16, torch.bfloat16)
 _COPIED = 1 << 29  # bytes of keys in slot order at once
 _HOPPER_SHARED_MEMORY = 232448
