@@ -245,7 +245,7 @@ def test_published_presets():
 def test_unknown_plans():
     with pytest.raises(ValueError, match="unknown plan 'radail'; did you mean 'radial'"):
         load_plan("radail")
-    with pytest.raises(ValueError, match="presets: dense, neighborhood, radial; or the path"):
+    with pytest.raises(ValueError, match=r"presets: dense, .*neighborhood, radial.*; or the path"):
         load_plan("zzz")
     with pytest.raises(TypeError, match="name of a preset, a path or a SparsePlan, got int"):
         load_plan(3)
