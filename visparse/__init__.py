@@ -9,6 +9,7 @@ from visparse.lazy import names_from
 
 if TYPE_CHECKING:
     from visparse.api import report, restore, sparsify
+    from visparse.compensation import Proxies, ReuseResidual, ReuseStatistics
     from visparse.estimates import Estimate, estimate
     from visparse.handle import Handle
     from visparse.plan import SparsePlan
@@ -19,7 +20,10 @@ __version__ = "0.1.0"
 __all__ = [
     "Estimate",
     "Handle",
+    "Proxies",
     "Report",
+    "ReuseResidual",
+    "ReuseStatistics",
     "SparsePlan",
     "__version__",
     "estimate",
@@ -33,7 +37,10 @@ __getattr__ = names_from(
     {
         "Estimate": "visparse.estimates",
         "Handle": "visparse.handle",
+        "Proxies": "visparse.compensation",
         "Report": "visparse.reporting",
+        "ReuseResidual": "visparse.compensation",
+        "ReuseStatistics": "visparse.compensation",
         "SparsePlan": "visparse.plan",
         "estimate": "visparse.estimates",
         "report": "visparse.api",

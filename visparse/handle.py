@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from visparse.layout import Layout
 from visparse.plan import SparsePlan
 from visparse.reporting import Report, make_report
 
 if TYPE_CHECKING:
+    from visparse.explain import Explanation
     from visparse.session import Session
 
 
@@ -37,6 +39,31 @@ class Handle:
     def report(self, grid: tuple[int, int, int] | None = None) -> Report:
         """What ran in the last run; see `visparse.report`."""
         return make_report(self.plan, self._sessions, grid)
+
+    def explain(self, steps: int, grid: tuple[int, int, int] | None = None) -> Explanation:
+        """What the plan will do at each step of a run, and how long self-attention should take; `print` it.
+
+        Args:
+            steps: of the run.
+            grid: (frames, height, width) in tokens; None: that of the last run.
+
+        Returns:
+            For the first denoiser of the pipeline; others share the plan.
+
+        Raises:
+            ValueError: no grid is known, or the plan cannot serve such a run; the text says why.
+        """
+        from visparse.explain import explain  # here, so that `import visparse` stays light
+
+        session = next(iter(self._sessions.values()))
+        layout = session.router.layout if grid is None else Layout(grid=grid)
+        if layout is None:
+            raise ValueError(f"grid: no run yet, so wanted a grid, got None; explain({steps}, grid=(21, 45, 80))")
+        device = next(session.module.parameters()).device.type
+        sigmas = session.router.clock.sigmas
+        if sigmas is not None and len(sigmas) != steps:
+            sigmas = None
+        return explain(self.plan, session.router.model, layout, steps, device=device, sigmas=sigmas)
 
     def __enter__(self) -> Handle:
         """Return the handle itself."""

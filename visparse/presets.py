@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from visparse.compensation import Proxies, ReuseResidual, ReuseStatistics
 from visparse.errors import nearest
 from visparse.plan import FILE_NAME, SparsePlan
 from visparse.templates import PatternTemplate
@@ -60,7 +61,53 @@ def neighborhood() -> SparsePlan:
     )
 
 
-PRESETS = {"dense": dense, "neighborhood": neighborhood, "radial": radial}
+def re_ttention() -> SparsePlan:
+    """Re-ttention as published for CogVideoX: a band in every frame, softmax statistics and residual.
+
+    3.125 % of the frame's places, the first 15 of 50 steps dense; at step 15 and every fifth after it the dense and the
+    sparse output are measured, and the ratio grows by 0.04 with each sparse step. Step 15 counts as dense here, hence
+    16 of 50; the residual is kept in full.
+
+    Source: Re-ttention, arXiv 2505.22918; github.com/cccrrrccc/Re-ttention.
+    """
+    return SparsePlan(
+        name="re-ttention",
+        patterns={"band": PatternTemplate({"name": "band", "share": 0.03125, "per_frame": True})},
+        default="band",
+        dense_steps=0.32,
+        statistics=ReuseStatistics(refresh=5, ramp=0.04),
+        residual=ReuseResidual(refresh=5, storage="full"),
+        notes="Re-ttention (arXiv 2505.22918), CogVideoX at 96.9 %",
+    )
+
+
+def foveal() -> SparsePlan:
+    """Foveal attention, visparse's own: sharp where it matters, pooled elsewhere, corrected by a residual.
+
+    At the last dense step the tiles of an eighth are chosen for each head, by their mass in the softmax times the
+    variance of the logits inside them; proxy tokens stand for all others; the residual of that step is added. All of it
+    is measured once more at 60 % of the run. The first quarter of the steps is dense.
+    """
+    return SparsePlan(
+        name="foveal",
+        patterns={
+            "foveal": PatternTemplate({"name": "top_k", "keep": 0.125, "score": "mass_variance", "refresh": 0.6})
+        },
+        default="foveal",
+        dense_steps=0.25,
+        proxies=Proxies(),
+        residual=ReuseResidual(refresh=0.6),
+        notes="visparse's own: tiles by mass and variance of a dense step, proxy tokens, residual, one refresh",
+    )
+
+
+PRESETS = {
+    "dense": dense,
+    "foveal": foveal,
+    "neighborhood": neighborhood,
+    "radial": radial,
+    "re-ttention": re_ttention,
+}
 
 
 def load_plan(plan: object) -> SparsePlan:

@@ -232,7 +232,7 @@ def _over_calls(served: Mapping[BlockLists, int], name: str) -> float:
 
 def _dense_steps(router: Router) -> int | None:
     try:
-        return router.plan.first_sparse_step(router.clock.total)
+        return router.plan.first_sparse_step(router.clock.total, router.clock.sigmas)
     except ValueError:  # a share, and no run has told the number of steps
         return None
 
@@ -302,6 +302,8 @@ def _table(model: ModelReport) -> str:
         ]
     if model.denoiser_seconds is not None:
         lines.append(f"  {model.attention_seconds:.2f} s of {model.denoiser_seconds:.2f} s in self-attention")
+    if model.state_bytes:
+        lines.append(f"  {model.state_bytes / 2**20:.0f} MiB are kept between steps")
     if model.ceiling is not None:
         lines.append(
             f"  attention is {_percent(model.attention_share)} of a dense step; ceiling {model.ceiling:.2f}x, "

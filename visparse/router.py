@@ -65,12 +65,12 @@ class Router:
                 )
             self.traced = layout
             return
-        if self.plan.needs_steps:
-            self.clock.tick(timestep)
-        self.follow_run()
         started = time.perf_counter()
-        self.layout, self.why = layout, self.why_dense(layout)
         try:
+            if self.plan.needs_steps:
+                self.clock.tick(timestep)
+            self.follow_run()
+            self.layout, self.why = layout, self.why_dense(layout)
             if self.compensation is not None:
                 self.compensation.begin(layout, device)
                 return
@@ -88,10 +88,19 @@ class Router:
             self.proven = any(route.stats.sparse or route.stats.measured for route in self.routes)
 
     def follow_run(self) -> None:
-        """Set counts and times to zero where a new run has begun, also in another denoiser of the pipeline."""
+        """Set counts and times to zero where a new run has begun, also in another denoiser of the pipeline.
+
+        Raises:
+            ValueError: the run cannot be served as planned; see `SparsePlan.check_run`.
+        """
         if self.clock.runs == self._run:
             return
         self._run = self.clock.runs
+        if self.plan.needs_steps and self.clock.step is not None:
+            all_dense = self.plan.check_run(self.clock.total, self.clock.sigmas)
+            if all_dense is not None and all_dense not in self._warned:
+                self._warned.add(all_dense)
+                warnings.warn(f"visparse: {all_dense}", RuntimeWarning, stacklevel=2)
         self.denoiser_seconds = self.list_seconds = 0.0
         for route in self.routes:
             route.stats = LayerStats()
@@ -106,7 +115,7 @@ class Router:
         key = (layout, stage, device)
         if key not in self._cache:
             if self.why_dense(layout) is None:
-                self.plan.check_grid(self.model, layout.grid, self.clock.total)
+                self.plan.check_grid(self.model, layout.grid, self.clock.total, self.clock.sigmas)
             while len(self._cache) >= _KEPT_LAYOUTS:
                 self._cache.pop(next(iter(self._cache)))
             layers = range(self.model.layers)
@@ -123,7 +132,7 @@ class Router:
         """The plan's stage at the next step."""
         if not self.plan.needs_steps:
             return 0
-        return self.plan.stage((self.clock.step or 0) + 1, self.clock.total, getattr(self.clock, "sigmas", None))
+        return self.plan.stage((self.clock.step or 0) + 1, self.clock.total, self.clock.sigmas)
 
     def layer_lists(self, layer: int, layout: Layout, stage: int | None, device: torch.device) -> BlockLists | None:
         """Block lists of one layer; None where the plan wants it dense or cannot be followed.

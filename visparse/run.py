@@ -133,11 +133,15 @@ class _Bench:
         self._add("dense", "dense", self.dense, Coverage.dense(self.steps))
 
     def warm_up(self, choice: PlanChoice) -> None:
-        """One untimed step of a plan, without its dense steps, so that it compiles what the timed ones need."""
+        """One untimed sparse step of a plan, so that it compiles what the timed ones need.
+
+        A dense step comes before it only where the plan has to measure something.
+        """
         self.progress.start(f"{choice.name}: warm-up")
-        warm = PlanChoice(plan=choice.plan, overrides={**choice.overrides, "dense_steps": 0})
+        dense = int(_sparsify(self.pipe, choice).plan.measures)
+        warm = PlanChoice(plan=choice.plan, overrides={**choice.overrides, "dense_steps": dense})
         with _sparsify(self.pipe, warm):
-            generate(self.pipe, self.request, steps=1, tick=self.progress.tick)
+            generate(self.pipe, self.request, steps=1 + dense, tick=self.progress.tick)
 
     def run_plan(self, choice: PlanChoice) -> None:
         """One sparse plan, timed."""

@@ -82,7 +82,7 @@ class Compensation:
         self._calls = self._calls + 1 if clock.step == self._step else 0
         self._step = clock.step
         if (layout, clock.total) not in self._checked and self.router.why_dense(layout) is None:
-            self.router.plan.check_grid(self.router.model, layout.grid, clock.total, getattr(clock, "sigmas", None))
+            self.router.plan.check_grid(self.router.model, layout.grid, clock.total, clock.sigmas)
             self._checked.add((layout, clock.total))
 
     def __getstate__(self) -> dict[str, object]:
@@ -127,7 +127,7 @@ class Compensation:
             return None
         patterns = tuple(router.plan.patterns[name].resolve(layout.grid) for name in coming)
         due = {
-            what: router.plan.measured_at(what, step, total, getattr(clock, "sigmas", None))
+            what: router.plan.measured_at(what, step, total, clock.sigmas)
             for what in self._items(coming, patterns)
         }
         if names is None and step not in due.values():
@@ -350,6 +350,7 @@ class Compensation:
 
     def _attend(self, call: Call, lists: BlockLists) -> tuple[Tensor, Tensor]:
         q, k, v, bias, scale = call
+        self.example = lists
         out, lse = attend(q, k, v, lists, scale=scale, key_bias=bias, return_lse=True, impl=self.router.settings.impl)
         return out, lse
 

@@ -1,0 +1,127 @@
+"""Plans with compensations on a GPU give what they give on the CPU, wait for nothing, and compile to one graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from visparse.layout import Layout
+from visparse.patterns import Neighborhood, TopK, TopP
+from visparse.plan import SparsePlan
+from visparse.router import Router
+from visparse.rules import ModelFingerprint
+from visparse.settings import Settings
+from visparse.steps import Clock
+
+pytestmark = pytest.mark.gpu
+
+LAYOUTS = [Layout((5, 17, 24), before=3, after=40), Layout((1, 56, 56)), Layout((2, 5, 6))]
+NEAR = {"patterns": {"p": Neighborhood(window=(1, 5, 5))}, "default": "p"}
+PLANS: dict[str, dict[str, Any]] = {
+    "proxies": NEAR | {"proxies": {}},
+    "two proxies a tile, two levels": NEAR | {"proxies": {"per_tile": 2, "levels": 2}},
+    "samples": NEAR | {"proxies": {"kind": "sample"}},
+    "agents": NEAR | {"proxies": {"kind": "agent"}},
+    "statistics": NEAR | {"statistics": {}},
+    "residual": NEAR | {"residual": {"storage": "full"}},
+    "pooled": {"patterns": {"p": TopK(keep=0.25, score="pooled")}, "default": "p", "proxies": {}},
+    "top p": {"patterns": {"p": TopP(mass=0.5, score="pooled", most=0.5)}, "default": "p", "proxies": {}},
+    "foveal": {
+        "patterns": {"p": TopK(keep=0.25, score="mass_variance", sample=1, refresh=(3,))},
+        "default": "p",
+        "proxies": {},
+        "residual": {"storage": "full", "refresh": (3,)},
+    },
+    "spread": {"patterns": {"p": TopK(keep=0.25, sample=1, spread=True)}, "default": "p", "proxies": {"per_tile": 4}},
+}
+
+
+class Context:
+    num_inference_steps, name = 6, "cond"
+
+    def __init__(self, step: int) -> None:
+        self.step_index = step
+
+
+def router_of(plan: dict[str, Any], head_dim: int) -> Router:
+    made = SparsePlan(**{"name": "test", "dense_steps": 2} | plan)
+    model = ModelFingerprint(model_class="Any", layers=1, heads=3, head_dim=head_dim)
+    return Router(made, model, Settings(strict=True), Clock(made.stage))
+
+
+def inputs(layout: Layout, head_dim: int, step: int, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(step)
+    shape = (batch, layout.tokens, 3, head_dim)
+    # keys and values of a low rank, so that scores of tiles differ clearly and both devices choose alike
+    shift = torch.randn(batch, layout.tokens // 64 + 1, 3, head_dim, generator=generator).repeat_interleave(64, 1)
+    x = [torch.randn(shape, generator=generator) + shift[:, : layout.tokens] for _ in range(3)]
+    return x[0].half(), x[1].half(), x[2].half()
+
+
+def dense(states: tuple[Tensor, ...]) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in states)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
+def call(router: Router, step: int, layout: Layout, states: tuple[Tensor, ...]) -> Tensor:
+    router.clock.enter(Context(step))
+    router.begin(layout, None, states[0].device)
+    named = dict(zip(("query", "key", "value"), states, strict=True))
+    return router.routes[0].attention(named, lambda: dense(states), False)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: "x".join(map(str, layout.grid)))
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
+def test_gpu_and_cpu_agree(plan: dict[str, Any], head_dim: int, layout: Layout) -> None:
+    batch = 2
+    here, there = router_of(plan, head_dim), router_of(plan, head_dim)
+    for step in range(5):
+        states = inputs(layout, head_dim, step, batch)
+        wanted = call(here, step, layout, tuple(x.float() for x in states))
+        out = call(there, step, layout, tuple(x.cuda() for x in states)).cpu().float()
+        assert out.isfinite().all()
+        off = (out - wanted).norm(dim=-1) > 3e-2 * wanted.norm(dim=-1).mean()
+        assert off.float().mean() < 0.01, (step, float(off.float().mean()))  # a tie between two tiles may fall otherwise
+    stats = there.routes[0].stats
+    assert stats.compensated > 0
+    assert float(stats.compensated_density) == pytest.approx(float(here.routes[0].stats.compensated_density), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["proxies", "pooled", "foveal", "spread"])
+def test_sparse_steps_do_not_wait_for_the_gpu(name: str) -> None:
+    layout, head_dim = LAYOUTS[0], 128
+    router = router_of(PLANS[name] | {"dense_steps": 2}, head_dim)
+    if name == "pooled":
+        router.settings.__dict__["impl"] = "triton"  # the Hopper kernel's program for fresh lists has to wait
+    states = [tuple(x.cuda() for x in inputs(layout, head_dim, step, 1)) for step in range(6)]
+    for step in range(5):
+        call(router, step, layout, states[step])
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call(router, 5, layout, states[5])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_compiled_code_serves_all_kinds_of_steps_with_one_graph() -> None:
+    layout, head_dim = LAYOUTS[0], 128
+    eager, compiled = router_of(PLANS["foveal"], head_dim), router_of(PLANS["foveal"], head_dim)
+
+    def block(*states: Tensor) -> Tensor:
+        named = dict(zip(("query", "key", "value"), states, strict=True))
+        return compiled.routes[0].attention(named, lambda: dense(states), False) * 2
+
+    counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+    run = torch.compile(block, fullgraph=True, backend=counter)
+    for step in range(6):
+        states = tuple(x.cuda() for x in inputs(layout, head_dim, step, 1))
+        wanted = call(eager, step, layout, states) * 2
+        compiled.clock.enter(Context(step))
+        compiled.begin(layout, None, states[0].device)
+        torch.testing.assert_close(run(*states), wanted, atol=2e-3, rtol=2e-3)
+    assert counter.frame_count == 1
