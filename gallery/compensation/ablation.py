@@ -34,7 +34,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--device", default="auto", help="auto, cpu or cuda")
-    add("--grid", default="small", choices=SIZES, help="small: 9,216 tokens; long: 69,632; tiny: 1,280, for trials")
+    add(
+        "--grid",
+        default="small",
+        choices=SIZES,
+        help="small: 9,216 tokens; long: 69,632; tiny: 1,280 in small tiles, for trials",
+    )
     add("--prompts", type=int, default=16)
     add("--seeds", type=int, default=2)
     add("--steps", type=int, default=12)
@@ -74,7 +79,7 @@ class Ablation:
             "batch": batch,
             "repeats": repeats,
             "calibrate": self.tries,
-            "pixels": list(self.studio.size),
+            "pixels": list(self.studio.size[:3]),
             "wishes": [list(wish) for wish in self.wanted],
             "floor": "keys and values rolled by about half their number: exact, with another order of addition",
             "notes": [
@@ -90,7 +95,7 @@ class Ablation:
 
     def static_choices(self) -> list[StaticChoice]:
         """The best static patterns, by clips that are not judged."""
-        args, device = self.args, self.studio.device
+        args, device, size = self.args, self.studio.device, self.studio.size
         dense = self.studio.make(calibration_wishes(), args.steps) if self.tries > 1 else None
 
         def judge(proxies: Proxies | None) -> Callable[[Pattern], float]:
@@ -106,9 +111,9 @@ class Ablation:
             for family in FAMILIES:
                 taken = []
                 for proxies in (None, Proxies()):
-                    found = candidates(family, self.studio.size.grid, target, tiled=proxies is not None, device=device)[
-                        : self.tries
-                    ]
+                    found = candidates(
+                        family, size.grid, target, tiled=proxies is not None, device=device, blocks=size.blocks
+                    )[: self.tries]
                     one, values = best(found, judge(proxies), self.tries)
                     taken.append(one.pattern)
                     self.settings["static"].append(

@@ -20,19 +20,30 @@ ZOOMS = ("zooms in", "zooms out")
 
 
 class Size(NamedTuple):
-    """Size of a clip, and of its grid of tokens (frames, height, width)."""
+    """Size of a clip, and the tiles of its grid.
+
+    Args:
+        num_frames, height, width: in frames and pixels.
+        blocks: tokens of a tile of queries and of keys; None: what the kernels like.
+    """
 
     num_frames: int
     height: int
     width: int
+    blocks: tuple[int, int] | None = None
 
     @property
     def grid(self) -> tuple[int, int, int]:
-        """The autoencoder halves time and quarters space; a patch is one latent."""
+        """In tokens: the autoencoder halves time and quarters space, and a patch is one latent."""
         return (self.num_frames + 1) // 2, self.height // 4, self.width // 4
 
+    @property
+    def settings(self) -> dict[str, int]:
+        """Arguments of `visparse.sparsify` that set the tiles."""
+        return {} if self.blocks is None else {"block_q": self.blocks[0], "block_k": self.blocks[1]}
 
-SIZES = {"tiny": Size(9, 64, 64), "small": Size(17, 128, 128), "long": Size(33, 256, 256)}
+
+SIZES = {"tiny": Size(9, 64, 64, (64, 32)), "small": Size(17, 128, 128), "long": Size(33, 256, 256)}
 
 
 class Wish(NamedTuple):

@@ -57,8 +57,9 @@ class Runner:
 
     def case(self, case: Case) -> Row:
         """A sparse plan."""
-        row, _ = self._measure("sparse", case.name, case.plan, case.settings, self.steps)
-        return {**row, "target": case.target, "static": case.static, "block_sizes": dict(case.settings)}
+        settings = {**self.studio.size.settings, **case.settings}
+        row, _ = self._measure("sparse", case.name, case.plan, settings, self.steps)
+        return {**row, "target": case.target, "static": case.static, "block_sizes": settings}
 
     def seconds_again(self) -> list[float]:
         """Times of the denoiser's steps in dense runs, now."""
@@ -66,7 +67,7 @@ class Runner:
 
     def psnr_of(self, plan: SparsePlan, wanted: Sequence[Wish], dense: Clips) -> float:
         """PSNR of a plan on other clips; dense are theirs."""
-        with visparse.sparsify(self.studio.pipe, plan):
+        with self._sparse(plan, self.studio.size.settings):
             return float(quality(self.studio.make(wanted, self.steps), dense)["psnr"])
 
     # ---- parts -------------------------------------------------------------------------------------------------------

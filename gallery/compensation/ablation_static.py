@@ -21,9 +21,10 @@ from visparse_kernels import preferred_blocks, prefers_boxes
 
 FAMILIES = ("neighborhood", "decay")
 HEAD_DIM = 64
+Blocks = tuple[int, int] | None
 _SHARES = (2, 3, 4, 6, 8)  # of a side, in eighths
 _LEAST, _MOST = 0.75, 1.1  # of the density that is wanted
-_TRIES = 8  # of each kind, where lists are compiled, which takes its time
+_TRIES = 24  # of each kind, where lists are compiled, which takes its time
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class Candidate:
     kept: float
 
 
-def candidates(family: str, grid: Grid, target: float, *, tiled: bool, device: torch.device) -> list[Candidate]:
+def candidates(
+    family: str, grid: Grid, target: float, *, tiled: bool, device: torch.device, blocks: Blocks = None
+) -> list[Candidate]:
     """Patterns of about a block density: of each kind the one that keeps the most pairs for its blocks.
 
     Args:
@@ -44,6 +47,7 @@ def candidates(family: str, grid: Grid, target: float, *, tiled: bool, device: t
         target: block density that is wanted.
         tiled: whether whole tiles are seen, as with proxies.
         device: whose block sizes count.
+        blocks: tokens of a block of queries and of keys; None: what the device likes.
 
     Returns:
         At most one for each number of frames (neighborhood) or size of the widest window (decay), by the pairs that
@@ -56,7 +60,9 @@ def candidates(family: str, grid: Grid, target: float, *, tiled: bool, device: t
     found, tried = [], []
     for entries in kinds.values():
         for kept, pattern in sorted(entries, key=lambda entry: -entry[0])[: None if tiled else _TRIES]:
-            tried.append(Candidate(pattern, block_density(pattern, grid, tiled=tiled, device=device), kept))
+            tried.append(
+                Candidate(pattern, block_density(pattern, grid, tiled=tiled, device=device, blocks=blocks), kept)
+            )
             if _LEAST * target <= tried[-1].density <= _MOST * target:
                 found.append(tried[-1])
                 break
@@ -65,13 +71,13 @@ def candidates(family: str, grid: Grid, target: float, *, tiled: bool, device: t
     return sorted(found, key=lambda one: -one.kept) or [min(tried, key=lambda one: abs(one.density - target))]
 
 
-def block_density(pattern: Pattern, grid: Grid, *, tiled: bool, device: torch.device) -> float:
+def block_density(pattern: Pattern, grid: Grid, *, tiled: bool, device: torch.device, blocks: Blocks = None) -> float:
     """Visited blocks over all blocks: of the pattern's own masks, or of whole tiles."""
     layout = Layout(grid)
     if tiled:
-        return float(tiles_for(layout, *tile_blocks(HEAD_DIM), device).widen(pattern).float().mean())
-    block_q, block_k = preferred_blocks(device, HEAD_DIM)
-    boxes = prefers_boxes(device, HEAD_DIM)
+        return float(tiles_for(layout, *(blocks or tile_blocks(HEAD_DIM)), device).widen(pattern).float().mean())
+    block_q, block_k = blocks or preferred_blocks(device, HEAD_DIM)
+    boxes = blocks is None and prefers_boxes(device, HEAD_DIM)
     return compile_lists((pattern,), layout, block_q=block_q, block_k=block_k, boxes=boxes, device=device).block_density
 
 
@@ -98,11 +104,12 @@ def _all(family: str, grid: Grid) -> Iterator[tuple[object, Pattern, float]]:
                 yield t, Neighborhood(window=window, stride=stride), t * h * w / (64 * frames)
         return
     inner, outer = reach[1], reach[2]
-    for near, middle, far, aspect, stride in product(_SHARES, _SHARES, (0, *_SHARES), (1, 2), strides):
-        if not near > middle >= far:
+    aspects = product((1, 2), (1, 2))  # of the inner window, of the others
+    for near, middle, far, (wide, others), stride in product(_SHARES, _SHARES, (0, *_SHARES), aspects, strides):
+        if not near > middle >= far or near * wide < middle * others:
             continue
-        rings = [(inner, near), (outer, middle), (frames, far)][: 3 if far else 2]
-        boxes = [(t, height * side // 8, width * min(8, side * aspect) // 8) for t, side in rings]
+        rings = [(inner, near, wide), (outer, middle, others), (frames, far, others)][: 3 if far else 2]
+        boxes = [(t, height * side // 8, width * min(8, side * aspect) // 8) for t, side, aspect in rings]
         if all(_at_most(stride, box) for box in boxes):
             parts = [inner, outer - inner, frames - outer]
             pairs = sum(part * box[1] * box[2] for part, box in zip(parts, boxes, strict=False))
