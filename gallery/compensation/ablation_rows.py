@@ -150,7 +150,8 @@ def judged(rows: Sequence[Row], steps: int) -> list[Row]:
 
     Adds to sparse rows `attention_cost` (time of all attention over that of the dense run), `rival_psnr` (dense with
     fewer steps at equal time), `beats_rival`, `equal_steps` (dense steps of equal quality) and
-    `wins_from_attention_share`; None where it cannot be said, see `ablation_curve`.
+    `wins_from_attention_share`, by that cost and (`wins_from_attention_share_by_blocks`) by a cost that is exactly the
+    share of blocks visited in the run; None where it cannot be said or the plan loses at any share.
     """
     curve = [Point(row["steps"], row["seconds_denoise"], row["psnr"]) for row in rows if row["plan"] == "fewer-steps"]
     dense = next((row for row in rows if row["plan"] == "dense"), None)
@@ -168,10 +169,13 @@ def _judged(row: Row, dense: Row | None, curve: list[Point], steps: int) -> Row:
         "rival_psnr": None if slower else rival,
         "beats_rival": False if slower else None if rival is None else row["psnr"] > rival,
         "equal_steps": equal,
-        "wins_from_attention_share": None
-        if cost is None or equal is None
-        else share_from_which_it_wins(cost, equal, steps),
+        "wins_from_attention_share": _wins_from(cost, equal, steps),
+        "wins_from_attention_share_by_blocks": _wins_from(row.get("run_block_density"), equal, steps),
     }
+
+
+def _wins_from(cost: float | None, equal: float | None, steps: int) -> float | None:
+    return None if cost is None or equal is None else share_from_which_it_wins(cost, equal, steps)
 
 
 def run_all(jobs: Sequence[tuple[str, Callable[[], Row]]], after: Callable[[list[Row], list[str]], bool]) -> list[Row]:

@@ -5,12 +5,12 @@ from typing import Any
 
 _HEAD = (
     f"{'row':58} {'blocks':>6} {'of run':>6} {'PSNR':>6} {'SSIM':>6} {'latent':>6} {'s':>7} {'attn':>5} "
-    f"{'rival':>6}      {'from':>5} {'MiB':>6}"
+    f"{'rival':>6}      {'from':>6} {'ideal':>6} {'MiB':>6}"
 )
 _LEGEND = """\
 blocks: visited at sparse steps; of run: over all steps. s: denoiser steps of one clip. attn: time of attention, dense
 run = 1. rival: PSNR of dense with fewer steps in equal time; then whether the row beats it. from: share of a dense step
-that attention must take for that. MiB: kept between steps, a clip."""
+that attention must take for that (ideal: if attention cost exactly the blocks that it visits). MiB: kept, a clip."""
 
 
 def table(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str:
@@ -49,7 +49,8 @@ def _line(row: Mapping[str, Any]) -> str:
         f"{row['label']:58} {_percent(row.get('block_density')):>6} {_percent(row.get('run_block_density')):>6} "
         f"{_number(row.get('psnr'), 2):>6} {_number(row.get('ssim'), 3):>6} {_number(row.get('latent_error'), 3):>6} "
         f"{_number(row['seconds_denoise'], 3):>7} {_number(row.get('attention_cost'), 2):>5} "
-        f"{_number(row.get('rival_psnr'), 1):>6} {beats:>4} {_percent(row.get('wins_from_attention_share')):>5} "
+        f"{_number(row.get('rival_psnr'), 1):>6} {beats:>4} {_percent(row.get('wins_from_attention_share')):>6} "
+        f"{_percent(row.get('wins_from_attention_share_by_blocks')):>6} "
         f"{_number(None if state is None else state / 2**20, 1):>6}"
     ).rstrip()
 

@@ -83,13 +83,21 @@ def test_verdicts_of_a_table(load: Load) -> None:
         {"plan": "fewer-steps", "steps": n, "seconds_denoise": float(n), "psnr": 20.0 + 2 * (n - 4)} for n in (4, 6, 8)
     ]
     dense = {"plan": "dense", "steps": 12, "seconds_denoise": 12.0, "attention_seconds": 8.0}
-    plan = {"plan": "sparse", "steps": 12, "seconds_denoise": 6.0, "attention_seconds": 2.0, "psnr": 26.0}
+    plan = {
+        "plan": "sparse",
+        "steps": 12,
+        "seconds_denoise": 6.0,
+        "attention_seconds": 2.0,
+        "psnr": 26.0,
+        "run_block_density": 0.2,
+    }
     rows = [dense, *few, plan, {**plan, "psnr": 23.0}, {**plan, "seconds_denoise": 13.0}, {**plan, "psnr": 10.0}]
     *rest, good, poor, slow, bad = load("ablation_rows").judged(rows, 12)
     assert rest == [dense, *few]
     assert (good["rival_psnr"], good["beats_rival"], good["attention_cost"]) == (24.0, True, 0.25)
     assert good["equal_steps"] == 7.0
     assert good["wins_from_attention_share"] == pytest.approx((1 - 7 / 12) / 0.75)
+    assert good["wins_from_attention_share_by_blocks"] == pytest.approx((1 - 7 / 12) / 0.8)
     assert poor["beats_rival"] is False
     assert (slow["beats_rival"], slow["rival_psnr"]) == (False, None)
     assert (bad["beats_rival"], bad["equal_steps"], bad["wins_from_attention_share"]) == (False, None, None)
