@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from visparse.layout import Layout
 from visparse.patterns import Neighborhood, TopK, TopP
@@ -85,10 +86,12 @@ def test_gpu_and_cpu_agree(plan: dict[str, Any], head_dim: int, layout: Layout) 
         out = call(there, step, layout, tuple(x.cuda() for x in states)).cpu().float()
         assert out.isfinite().all()
         off = (out - wanted).norm(dim=-1) > 3e-2 * wanted.norm(dim=-1).mean()
-        assert off.float().mean() < 0.01, (step, float(off.float().mean()))  # a tie between two tiles may fall otherwise
+        assert off.float().mean() < 0.01, (step, float(off.float().mean()))  # but for ties
     stats = there.routes[0].stats
     assert stats.compensated > 0
-    assert float(stats.compensated_density) == pytest.approx(float(here.routes[0].stats.compensated_density), rel=0.02)
+    if there.compensation is not None and there.compensation._tiled((next(iter(plan["patterns"].values())),)):
+        wanted = float(here.routes[0].stats.compensated_density)  # tiles are the same on both devices
+        assert float(stats.compensated_density) == pytest.approx(wanted, rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["proxies", "pooled", "foveal", "spread"])
@@ -116,7 +119,7 @@ def test_compiled_code_serves_all_kinds_of_steps_with_one_graph() -> None:
         named = dict(zip(("query", "key", "value"), states, strict=True))
         return compiled.routes[0].attention(named, lambda: dense(states), False) * 2
 
-    counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
+    counter = CompileCounterWithBackend("inductor")
     run = torch.compile(block, fullgraph=True, backend=counter)
     for step in range(6):
         states = tuple(x.cuda() for x in inputs(layout, head_dim, step, 1))

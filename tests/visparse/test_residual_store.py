@@ -288,11 +288,10 @@ def test_host_storage_is_bitwise_and_overlaps_safely() -> None:
     noise = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
     for index, one in enumerate(kept):
         assert one.host_nbytes == wanted[index].nbytes
-        assert one.nbytes == 0
+        assert one.nbytes == (wanted[index].nbytes if index else 0)  # the round before has fetched it
         kept[(index + 1) % 4].prefetch()
         out = one.add_to(noise[index])
         assert torch.equal(out.cpu(), noise[index].cpu() + wanted[index])
-        assert one.nbytes == 0
     assert torch.equal(kept[2].to("cpu").add_to(torch.zeros(shape, dtype=torch.bfloat16)), wanted[2])
     assert torch.equal(kept[1].to("cuda").add_to(torch.zeros_like(noise[0])).cpu(), wanted[1])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ def choose_tiles(
             groups += 1
         else:
             group.append(-1 if isinstance(pattern, Skip) else positions.index(pattern))
-    head_group = torch.tensor(group, dtype=torch.int32, device=device)
+    head_group = _head_group(tuple(group), device)
     fixed = [static[pattern] for pattern in positions]
     maps = torch.stack(fixed)[None] if fixed else None
     if chosen is not None:
@@ -113,6 +114,12 @@ def select(selector: Selector, scores: Tensor) -> Tensor:
     if not selector.spread:
         return choose_top_k(scores, count)
     return choose_per_head(scores, count / tiles, max(1, count // _SPREAD), min(tiles, count * _SPREAD))
+
+
+@lru_cache(maxsize=64)
+def _head_group(groups: tuple[int, ...], device: torch.device) -> Tensor:
+    """The groups as a table on the device; kept, since copying it there waits for the device."""
+    return torch.tensor(groups, dtype=torch.int32, device=device)
 
 
 def _count(share: float, tiles: int) -> int:
