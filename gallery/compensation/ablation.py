@@ -12,6 +12,7 @@ The prompts name two camera motions; every training caption names one or none, s
 
 import argparse
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -90,6 +91,7 @@ class Ablation:
             ],
             "static": [],
             "not_run": [],
+            "failed": [],
         }
         self.record: Record | None = None
 
@@ -141,19 +143,23 @@ class Ablation:
         jobs += [(case.name, lambda case=case: runner.case(case)) for case in cases]  # type: ignore[misc]
         rows = run_all(jobs, self._write)
         self.settings["dense_seconds_at_end"] = runner.seconds_again()
-        self._write(rows, self.settings["not_run"])
+        self._write(rows, self.settings["not_run"], self.settings["failed"])
         assert self.record is not None
         return self.record
 
-    def _write(self, rows: list[Row], left: list[str]) -> bool:
+    def _write(self, rows: list[Row], left: list[str], failed: list[str]) -> bool:
         """Write the file; False where the time is over."""
         spent = time.perf_counter() - self.begun
-        self.settings |= {"not_run": left, "spent_seconds": round(spent, 1)}
+        self.settings |= {"not_run": left, "failed": failed, "spent_seconds": round(spent, 1)}
         kinds = judged(rows, self.args.steps)
         self.record = Record.collect("quality", self.settings, kinds, device=str(self.studio.device))
         self.record.write(self.args.out)
         row = kinds[-1]
-        print(f"{spent:7.1f} s  {row['label']:58} {row.get('psnr', float('nan')):6.2f} dB", flush=True)
+        psnr = row.get("psnr", float("nan"))
+        print(
+            f"{spent:7.1f} s  {len(rows)} rows, {len(failed)} failed; last: {row['label']:58} {psnr:6.2f} dB",
+            flush=True,
+        )
         return spent < self.args.seconds
 
 
@@ -162,6 +168,8 @@ def main() -> None:
     args = parse_arguments()
     record = Record.read(args.table) if args.table else Ablation(args).run()
     print(table(record.rows, record.settings))
+    if record.settings.get("failed"):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,8 @@ class Runner:
     ) -> Row:
         whole, denoise = list(made.seconds), list(made.seconds_denoise)
         if self.repeats:
-            with self._sparse(plan, settings), around or nullcontext():
+            untouched = self.reference is None  # the dense run: `plan` only tells its share of attention
+            with self._sparse(None if untouched else plan, settings), around or nullcontext():
                 self.studio.make(self.wanted[:1], steps)
                 runs = [self.studio.make(self.wanted[:1], steps) for _ in range(self.repeats)]
             whole, denoise = [run.seconds[0] for run in runs], [run.seconds_denoise[0] for run in runs]
@@ -178,16 +179,24 @@ def _wins_from(cost: float | None, equal: float | None, steps: int) -> float | N
     return None if cost is None or equal is None else share_from_which_it_wins(cost, equal, steps)
 
 
-def run_all(jobs: Sequence[tuple[str, Callable[[], Row]]], after: Callable[[list[Row], list[str]], bool]) -> list[Row]:
-    """Run jobs in order.
+def run_all(
+    jobs: Sequence[tuple[str, Callable[[], Row]]], after: Callable[[list[Row], list[str], list[str]], bool]
+) -> list[Row]:
+    """Run jobs in order. The first is the reference: where it fails, all does; any other failure is noted.
 
     Args:
         jobs: name and function of each.
-        after: told the rows and the names that are left after each; False stops.
+        after: told the rows, the names that are left and the failures after each; False stops.
     """
     rows: list[Row] = []
-    for index, (_, job) in enumerate(jobs):
-        rows.append(job())
-        if not after(rows, [name for name, _ in jobs[index + 1 :]]):
+    failed: list[str] = []
+    for index, (name, job) in enumerate(jobs):
+        try:
+            rows.append(job())
+        except (RuntimeError, ValueError) as error:
+            if not rows:
+                raise
+            failed.append(f"{name}: {type(error).__name__}: {str(error)[:500]}")
+        if not after(rows, [left for left, _ in jobs[index + 1 :]], failed):
             break
     return rows

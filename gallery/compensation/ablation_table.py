@@ -39,6 +39,7 @@ def table(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str
         lines.append(f"dense again at the end: {', '.join(f'{value:.3f} s' for value in again)}")
     if settings.get("not_run"):
         lines.append(f"not run ({len(settings['not_run'])}): {'; '.join(settings['not_run'])}")
+    lines += [f"failed: {text}" for text in settings.get("failed", [])]
     return "\n".join(lines)
 
 

@@ -243,7 +243,7 @@ def test_the_file_has_every_row_and_its_figures(written: Path) -> None:
     assert residual["state_bytes_per_clip"] == bytes_of_residuals
     assert foveal["state_bytes_per_clip"] > bytes_of_residuals
     assert foveal["block_density"] == pytest.approx(0.125)  # 5 of 40 tiles
-    assert record.settings["not_run"] == []
+    assert (record.settings["not_run"], record.settings["failed"]) == ([], [])
     assert len(record.settings["dense_seconds_at_end"]) == 1
 
 
@@ -261,17 +261,23 @@ def test_the_table_prints_from_the_file(
     assert "attention takes" in text
 
 
-def test_what_the_time_did_not_allow_is_listed(load: Load) -> None:
+def test_what_the_time_did_not_allow_and_what_failed_is_listed(load: Load) -> None:
     module = load("ablation_rows")
-    left: list[list[str]] = []
+    told: list[tuple[list[str], list[str]]] = []
 
-    def after(rows: list[dict], names: list[str]) -> bool:
-        left.append(names)
+    def after(rows: list[dict], names: list[str], failed: list[str]) -> bool:
+        told.append((names, list(failed)))
         return len(rows) < 2
 
+    def fails() -> dict:
+        raise RuntimeError("out of memory")
+
     jobs = [(name, lambda name=name: {"label": name}) for name in "abcd"]
-    assert [row["label"] for row in module.run_all(jobs, after)] == ["a", "b"]
-    assert left == [["b", "c", "d"], ["c", "d"]]
+    assert [row["label"] for row in module.run_all([jobs[0], ("x", fails), *jobs[1:]], after)] == ["a", "b"]
+    failure = ["x: RuntimeError: out of memory"]
+    assert told == [(["x", "b", "c", "d"], []), (["b", "c", "d"], failure), (["c", "d"], failure)]
+    with pytest.raises(RuntimeError, match="out of memory"):
+        module.run_all([("x", fails), *jobs], after)
 
 
 @pytest.mark.parametrize(
