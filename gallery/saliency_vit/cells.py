@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from kept import SAMPLE as SAMPLE
 from kept import by_score, residual_scores, shipped_scores, window
 from layer import Layer, Seen
 from torch import Tensor

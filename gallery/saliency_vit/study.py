@@ -4,7 +4,8 @@
 
 The first run downloads the weights with pip (90 MB, MIT; see weights.py). Pictures are cut to the square in their
 middle and scaled to 784 px: 56 x 56 tokens and a class token, in 7 x 7 tiles of 8 x 8. The committed result used the
-first 8 of the 13 photographs of Debian's package lomiri-wallpapers-16.04. 6 minutes on two cores.
+first 8 of the 13 photographs of Debian's package lomiri-wallpapers-16.04. 6 to 7 minutes on two idle cores, 5 GB
+for each process.
 
 The error is |out - dense| / |dense| of the output of attention, before its projection, over all heads of a layer; mean
 over 12 layers, then over photographs. Maps: all layers sparse, the saliency map against that of the dense model.
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from cells import PROXIES, SAMPLE, STUDY, Cell, outputs
+from cells import PROXIES, STUDY, Cell, outputs
+from kept import SAMPLE
 from layer import Layer, tiles_of
 from maps import PLANS, compare, floor_map, sparse_map
 from tables import errors_table, maps_table, rows_of

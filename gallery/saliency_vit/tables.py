@@ -91,19 +91,19 @@ def errors_table(rows: Sequence[Mapping[str, Any]]) -> str:
     mine = [row for row in rows if row["part"] == "layers"]
     columns = list(dict.fromkeys(row["compensation"] for row in mine))
     values = {(row["tiles"], row["choice"], row["compensation"]): row["attention_error"] for row in mine}
-    lines = ["error over 12 layers".ljust(33) + "".join(f"{name:>17}" for name in columns)]
+    lines = ["error over 12 layers".ljust(38) + "".join(f"{name:>17}" for name in columns)]
     for tiles, choice in dict.fromkeys((row["tiles"], row["choice"]) for row in mine):
         cells = [values.get((tiles, choice, name)) for name in columns]
         shown = "".join(f"{'–' if value is None else f'{value:.3f}':>17}" for value in cells)
-        lines.append(f"{tiles:3} of {_ALL}  {choice:23}{shown}")
+        lines.append(f"{tiles:3} of {_ALL}  {choice:28}{shown}")
     return "\n".join(lines)
 
 
 def maps_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Print how close saliency maps are to the dense ones."""
-    lines = [f"{'saliency map':56}{'PSNR':>9}{'worst':>8}{'correlation':>13}"]
+    lines = [f"{'saliency map':61}{'PSNR':>9}{'worst':>8}{'correlation':>13}"]
     for row in rows:
         if row["part"] == "map":
-            name = f"{row['tiles']:3} of {_ALL}  {row['choice']:23}{row['compensation']}"
-            lines.append(f"{name:56}{row['psnr']:6.1f} dB{row['psnr_min']:8.1f}{row['correlation']:13.4f}")
+            name = f"{row['tiles']:3} of {_ALL}  {row['choice']:28}{row['compensation']}"
+            lines.append(f"{name:61}{row['psnr']:6.1f} dB{row['psnr_min']:8.1f}{row['correlation']:13.4f}")
     return "\n".join(lines)

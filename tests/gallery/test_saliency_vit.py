@@ -13,7 +13,10 @@ import timm
 import torch
 from torch import Tensor
 
-FOLDER = Path(__file__).parents[2] / "gallery" / "saliency_vit"
+from visparse.measure.results import Record
+
+GALLERY = Path(__file__).parents[2] / "gallery"
+FOLDER = GALLERY / "saliency_vit"
 GRID = (1, 16, 24)  # 2 x 3 tiles
 PER_HEAD = {"dropped": 2e-6, "x rho": 1e-3, "proxies": 2e-6, "2 levels": 2e-6}  # rho is kept in fp16
 
@@ -250,3 +253,14 @@ def test_too_few_photographs(recipe: Callable[[str], ModuleType], tmp_path: Path
     assert [path.name for path in recipe("study").find_photos(tmp_path, 2)] == ["a.webp", "b.png"]
     with pytest.raises(ValueError, match=r"limit: wanted 1 to the 2 pictures .* got 3"):
         recipe("study").find_photos(tmp_path, 3)
+
+
+def test_committed_result_holds_the_whole_study(recipe: Callable[[str], ModuleType]) -> None:
+    record = Record.read(GALLERY / "results" / "saliency_vit.json")
+    assert len(record.settings["photos"]) >= 8
+    cells, found = recipe("cells"), {part: set() for part in ("layers", "map")}
+    for row in record.rows:
+        found[row["part"]].add((row["tiles"], row["choice"], row["compensation"]))
+    wanted = {(n, a, b) for n, (choices, ways) in cells.STUDY.items() for a in choices for b in ways}
+    assert found["layers"] == wanted
+    assert found["map"] == {(49, "all", "none"), *map(tuple, recipe("maps").PLANS)}
