@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ablation_cases import TARGETS, StaticChoice, all_cases, plan_of
+from ablation_cases import StaticChoice, all_cases, plan_of
 from ablation_clips import SIZES, Studio, calibration_wishes, wishes
 from ablation_rows import Row, Runner, judged, run_all
 from ablation_static import FAMILIES, best, candidates
@@ -45,6 +45,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--seeds", type=int, default=2)
     add("--steps", type=int, default=12)
     add("--dense-steps", type=int, default=3, help="at the start of each sparse run")
+    add("--densities", type=float, nargs="+", default=[0.125, 0.25], help="block densities of the sparse rows")
     add("--fewer", help="numbers of steps of the rival, such as 4,6,8; default: all from the dense steps on")
     add("--only", default="", help="only sparse rows whose name this regular expression finds")
     add("--limit", type=int, help="only so many sparse rows, the most telling first")
@@ -57,6 +58,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     args = parser.parse_args(arguments)
     if (args.out is None) == (args.table is None):
         parser.error("wanted either --out FILE or --table FILE")
+    if not all(0 < density < 1 for density in args.densities):
+        parser.error(f"--densities: wanted shares between 0 and 1, got {args.densities}")
     if args.dense_steps < 1 or args.steps < args.dense_steps + 3:
         parser.error(f"--steps: wanted at least --dense-steps + 3 and --dense-steps of at least 1, got {args.steps}")
     return args
@@ -109,7 +112,7 @@ class Ablation:
             return psnr
 
         chosen = []
-        for target in TARGETS:
+        for target in args.densities:
             for family in FAMILIES:
                 taken = []
                 for proxies in (None, Proxies()):
@@ -135,7 +138,7 @@ class Ablation:
     def run(self) -> Record:
         """Run everything that fits into the time."""
         args, runner = self.args, self.runner
-        cases = all_cases(self.static_choices(), args.steps, args.dense_steps)
+        cases = all_cases(self.static_choices(), args.densities, args.steps, args.dense_steps)
         cases = [case for case in cases if re.search(args.only, case.name)][: args.limit]
         fewer = [int(n) for n in args.fewer.split(",")] if args.fewer else range(max(2, args.dense_steps), args.steps)
         jobs: list[tuple[str, Callable[[], Row]]] = [("dense", runner.dense), ("floor", runner.floor)]

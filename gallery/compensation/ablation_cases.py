@@ -1,6 +1,6 @@
 """The rows of the table: patterns x compensations x density x dense steps, the most telling first."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -9,7 +9,6 @@ from visparse.compensation import Proxies, ReuseResidual, ReuseStatistics
 from visparse.patterns import Pattern, Radial, TopK
 from visparse.templates import PatternTemplate
 
-TARGETS = (0.125, 0.25)
 _TELLING = (
     "neighborhood, dropped",
     "foveal, 1 refresh",
@@ -75,19 +74,22 @@ def plan_of(
     )
 
 
-def all_cases(static: list[StaticChoice], steps: int, dense_steps: int) -> list[Case]:
+def all_cases(static: list[StaticChoice], targets: Sequence[float], steps: int, dense_steps: int) -> list[Case]:
     """Every row that is no dense run, the most telling first; names are unique.
 
     Args:
-        static: the best static patterns.
+        targets: block densities; some things are varied at the first only.
+        static: the best static patterns of these densities.
         steps: of a run.
         dense_steps: at its start; some rows have one more, and say so.
     """
     middle = dense_steps + (steps - dense_steps) // 2
-    by_target = [[*_selected(t, dense_steps, middle), *_static(static, t, dense_steps, middle)] for t in TARGETS]
+    by_target = [
+        [*_selected(t, dense_steps, middle, t == targets[0]), *_static(static, t, dense_steps, middle)] for t in targets
+    ]
     telling = [case for name in _TELLING for rows in by_target for case in rows if case.name.split(" @ ")[0] == name]
-    more = [_more_dense(case, dense_steps + 1) for case in telling if case.target == TARGETS[0]][: len(_TELLING) // 2]
-    cases = [*telling, *more, *_storages(dense_steps), *_fine(dense_steps)]
+    more = [_more_dense(case, dense_steps + 1) for case in telling if case.target == targets[0]][: len(_TELLING) // 2]
+    cases = [*telling, *more, *_storages(targets[0], dense_steps), *_fine(targets[0], dense_steps)]
     cases += [case for case in chain(*by_target) if case not in telling]
     return [*cases, _published(dense_steps)]
 
@@ -116,11 +118,11 @@ def _static(choices: list[StaticChoice], target: float, dense: int, middle: int)
     return rows
 
 
-def _selected(target: float, dense: int, middle: int) -> list[Case]:
+def _selected(target: float, dense: int, middle: int, spreads: bool) -> list[Case]:
     full, again = ReuseResidual(storage="full"), ReuseResidual(storage="full", refresh=(middle,))
     plans: dict[tuple[str, str], SparsePlan] = {}
     for score, spread in (("pooled", False), ("mass", False), ("mass_variance", False), ("mass_variance", True)):
-        if spread and target != TARGETS[0]:
+        if spread and not spreads:
             continue
         top = TopK(keep=target, score=score, spread=spread)
         name = f"top-k {score}{', spread' if spread else ''}"
@@ -140,29 +142,29 @@ def _selected(target: float, dense: int, middle: int) -> list[Case]:
     return [Case(name=_name(who, what, target), target=target, plan=plan) for (who, what), plan in plans.items()]
 
 
-def _storages(dense: int) -> list[Case]:
-    top = TopK(keep=TARGETS[0], score="mass_variance")
+def _storages(target: float, dense: int) -> list[Case]:
+    top = TopK(keep=target, score="mass_variance")
     return [
         Case(
-            name=_name("foveal", f"residual in {storage}", TARGETS[0]),
-            target=TARGETS[0],
+            name=_name("foveal", f"residual in {storage}", target),
+            target=target,
             plan=plan_of(top, dense, Proxies(), None, ReuseResidual(storage=storage)),
         )
         for storage in STORAGES
     ]
 
 
-def _fine(dense: int) -> list[Case]:
+def _fine(target: float, dense: int) -> list[Case]:
     """Smaller tiles than the kernels like."""
-    top, full = TopK(keep=TARGETS[0], score="mass_variance"), ReuseResidual(storage="full")
+    top, full = TopK(keep=target, score="mass_variance"), ReuseResidual(storage="full")
     plans = {
         "top-k mass_variance": plan_of(top, dense, Proxies()),
         "foveal": plan_of(top, dense, Proxies(), None, full),
     }
     return [
         Case(
-            name=_name(who, f"{'proxies, ' if who != 'foveal' else ''}tiles of 64 x {block_k}", TARGETS[0]),
-            target=TARGETS[0],
+            name=_name(who, f"{'proxies, ' if who != 'foveal' else ''}tiles of 64 x {block_k}", target),
+            target=target,
             plan=plan,
             settings={"block_q": 64, "block_k": block_k},
         )

@@ -182,8 +182,9 @@ def test_the_best_static_pattern_is_chosen_by_its_psnr(load: Load) -> None:
 def test_every_row_is_a_plan_of_its_own_that_a_run_can_follow(load: Load) -> None:
     module = load("ablation_cases")
     window = Neighborhood(window=(3, 8, 8))
-    static = [module.StaticChoice(f, t, window, window) for f in ("neighborhood", "decay") for t in module.TARGETS]
-    cases = module.all_cases(static, 12, 3)
+    targets = (0.125, 0.25)
+    static = [module.StaticChoice(f, t, window, window) for f in ("neighborhood", "decay") for t in targets]
+    cases = module.all_cases(static, targets, 12, 3)
     assert len({case.name for case in cases}) == len(cases)
     by_name = {case.name: case.plan for case in cases}
     for case in cases:
@@ -209,7 +210,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one small run of the command wrote."""
     path = tmp_path_factory.mktemp("ablation") / "out.json"
     command = f"--grid tiny --prompts 1 --seeds 1 --steps 5 --dense-steps 2 --fewer 2,3 --device cpu --out {path}"
-    rows = ["--only", r"^(foveal|neighborhood \+ residual) @ 12", "--limit", "2"]
+    rows = ["--densities", "0.125", "--only", r"^(foveal|neighborhood \+ residual) @ 12", "--limit", "2"]
     sys.path.insert(0, str(FOLDER))
     try:
         module = importlib.import_module("ablation")
@@ -284,6 +285,7 @@ def test_what_the_time_did_not_allow_and_what_failed_is_listed(load: Load) -> No
     ("command", "text"),
     [
         ([], "wanted either --out FILE or --table FILE"),
+        (["--out", "x", "--densities", "0.1", "12.5"], "--densities: wanted shares between 0 and 1, got [0.1, 12.5]"),
         (["--out", "x", "--steps", "5"], "--steps: wanted at least --dense-steps + 3"),
     ],
 )
