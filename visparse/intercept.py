@@ -54,7 +54,8 @@ class _PerThread(threading.local):
 
 
 class _WhileTracing:
-    route: Route | None = None
+    def __init__(self) -> None:
+        self.route: Route | None = None  # of the object, so that the first call is guarded like all later ones
 
 
 # The route of the processor that is running. torch.compile cannot trace thread-local storage, and traces in one thread.

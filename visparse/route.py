@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from visparse.compensation.call import Call
 from visparse.compensation.op import compensated_op, register
-from visparse.compensation.serve import Call, Compensation
+from visparse.compensation.serve import Compensation
 from visparse_kernels import BlockLists, attend
 from visparse_kernels.attend.checks import check_finite
 

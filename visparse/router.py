@@ -58,6 +58,12 @@ class Router:
             ValueError: a pattern does not fit the grid, or a share of steps is asked for and their number is not known.
         """
         if torch.compiler.is_compiling():
+            if self.compensation is not None:
+                raise RuntimeError(
+                    "a plan with compensations or selectors changes from step to step, which a compiled denoiser "
+                    "cannot tell here; compile first and sparsify the compiled denoiser, or compile its blocks "
+                    "(compile_repeated_blocks)"
+                )
             if self.plan.needs_steps and not self.clock.given:
                 raise RuntimeError(
                     "the plan depends on the step, which a compiled denoiser cannot tell here; compile first and "
@@ -84,6 +90,8 @@ class Router:
     def end(self, completed: bool) -> None:
         """The call is over, by return (`completed`) or by exception."""
         self.traced = None
+        if self.compensation is not None and not torch.compiler.is_compiling():
+            self.compensation.end()
         if completed and not self.proven:
             self.proven = any(route.stats.sparse or route.stats.measured for route in self.routes)
 

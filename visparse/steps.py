@@ -16,7 +16,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -78,6 +78,13 @@ class SchedulerSteps:
         return SchedulerSteps, ()
 
 
+class Keeper(Protocol):
+    """What keeps something during a run."""
+
+    def rest(self, step: int | None) -> None:
+        """Free what is not needed any more; `step` None: the run is over."""
+
+
 @dataclass
 class Clock:
     """The place in the current run; shared by all denoisers of one pipeline.
@@ -92,6 +99,8 @@ class Clock:
         source: `"cache context"`, `"timestep"` or None.
         runs: number of runs begun since `sparsify`.
         stage: `stage_of` the current step. It changes seldom, so compiled code may depend on it.
+        last: whether the run has no later call, as far as is known.
+        keepers: told when the run is over.
     """
 
     stage_of: Callable[[int, int | None, Sigmas | None], int]
@@ -103,6 +112,8 @@ class Clock:
     source: str | None = None
     runs: int = 0
     stage: int | None = None
+    last: bool = False
+    keepers: list[Keeper] = field(default_factory=list)
     _given: bool = False
     _seen: set[tuple[str | None, int]] = field(default_factory=set)
     _timestep: float | None = None
@@ -126,13 +137,13 @@ class Clock:
         self._given = call is not None
         if call is None:
             return
-        step, total, sigmas = self._of_call(call, getattr(context, "num_inference_steps", None))
+        step, total, sigmas, final = self._of_call(call, getattr(context, "num_inference_steps", None))
         if self.step is None or step < self.step or (self.branch, call) in self._seen:
             self._begin()
         if step != self.step:
             self._seen.clear()
         self._seen.add((self.branch, call))
-        self._set(step, total, sigmas, "cache context")
+        self._set(step, total, sigmas, "cache context", final)
 
     @property
     def given(self) -> bool:
@@ -175,12 +186,15 @@ class Clock:
             step = timesteps.steps[self._place] - self._begin_step
             total, sigmas = timesteps.rest(self._begin_step)
         self._timestep = now
-        self._set(step, total, sigmas, "timestep")
+        final = self._place is None or timesteps is None or self._place + 1 == len(timesteps.values)
+        self._set(step, total, sigmas, "timestep", final)
 
     def end_run(self) -> None:
         """Forget the run: the next call begins a new one."""
         self.step = self.stage = self._timestep = None
         self._seen.clear()
+        for keeper in self.keepers:
+            keeper.rest(None)
 
     def _begin(self) -> None:
         self.runs += 1
@@ -198,20 +212,22 @@ class Clock:
             self._begin_step = timesteps.steps[self._place]
             self._room = timesteps.room / self._scale
 
-    def _of_call(self, call: int, count: int | None) -> tuple[int, int | None, Sigmas | None]:
-        """Step, number of steps and noise levels of a call of the denoiser, by its number and theirs."""
+    def _of_call(self, call: int, count: int | None) -> tuple[int, int | None, Sigmas | None, bool]:
+        """Step, number of steps and noise levels of a call of the denoiser, and whether it is the scheduler's last."""
         timesteps, begin = self.scheduler.timesteps(), self.scheduler.begin()
         if timesteps is not None:
             if begin is None:
                 begin = 0 if count in (None, self.scheduler.total()) else len(timesteps.values) - count
             if begin >= 0 and begin + call < len(timesteps.values):
                 first = timesteps.steps[begin]
-                return timesteps.steps[begin + call] - first, *timesteps.rest(first)
-        return call, count or self.scheduler.total(), None
+                final = begin + call + 1 == len(timesteps.values)
+                return timesteps.steps[begin + call] - first, *timesteps.rest(first), final
+        return call, count or self.scheduler.total(), None, True
 
-    def _set(self, step: int, total: int | None, sigmas: Sigmas | None, source: str) -> None:
+    def _set(self, step: int, total: int | None, sigmas: Sigmas | None, source: str, final: bool) -> None:
         self.step, self.sigmas, self.source = step, sigmas, source
         self.total = None if total is None else max(total, step + 1)
+        self.last = final and self.step + 1 == self.total
         try:
             self.stage = self.stage_of(step, self.total, sigmas)
         except MissingSigmasError as error:

@@ -21,23 +21,23 @@ _routes: weakref.WeakValueDictionary[int, LayerRoute] = weakref.WeakValueDiction
 _keys = itertools.count()
 
 
-def register(route: LayerRoute) -> int:
+def register(route: LayerRoute) -> Tensor:
     """Make a route known to the operator, as long as it lives.
 
     Args:
         route: of a layer.
 
     Returns:
-        Its key.
+        Its key: a tensor on the CPU, so that the layers of a model share one graph; a number would be a constant of it.
     """
     key = next(_keys)
     _routes[key] = route
-    return key
+    return torch.tensor(key)
 
 
 @torch.library.custom_op("visparse::compensated", mutates_args=())
 def compensated_op(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, heads_first: bool, key: int
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, heads_first: bool, key: Tensor
 ) -> Tensor:
     """Serve a call of the route with a key."""
     call: dict[str, Any] = {"query": q, "key": k, "value": v, "attn_mask": mask, "scale": scale}
@@ -49,9 +49,11 @@ def compensated_op(
         )
         return out if heads_first else out.transpose(1, 2)
 
-    return _routes[key].attention(call, dense, heads_first).contiguous()
+    return _routes[int(key)].attention(call, dense, heads_first).contiguous()
 
 
 @compensated_op.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, heads_first: bool, key: int) -> Tensor:
+def _(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None, heads_first: bool, key: Tensor
+) -> Tensor:
     return q.new_empty(q.shape)

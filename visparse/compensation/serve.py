@@ -8,16 +8,15 @@ a stale measurement is never used.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
+from visparse.compensation.call import Call, Served
 from visparse.compensation.choice import Choice, choose_tiles, select
 from visparse.compensation.proxy_table import ProxyTable, proxy_table
-from visparse.compensation.residual_groups import TokenGroups
-from visparse.compensation.residual_sizes import choose_storage
-from visparse.compensation.residual_store import Stored, store
+from visparse.compensation.residuals import Residuals
 from visparse.compensation.state import BranchState, apply_rho, block_means, ramp, rho_of
 from visparse.compensation.tiles import Tiles, tile_blocks, tiles_for
 from visparse.compile import compile_lists
@@ -29,32 +28,26 @@ from visparse_kernels import prefers_boxes as boxes_are_faster
 if TYPE_CHECKING:
     from visparse.router import Router
 
-
-class Call(NamedTuple):
-    """Arguments of one call of attention."""
-
-    q: Tensor  # [B, N, H, D]
-    k: Tensor
-    v: Tensor
-    bias: Tensor | None  # [B or 1, H or 1, N]
-    scale: float | None
-
-
-class Served(NamedTuple):
-    """What a call gave."""
-
-    out: Tensor  # [B, N, H, D]
-    density: Tensor | float | None  # block density of a sparse call, a number or a tensor with one; None: measured
+_KEPT_LAYOUTS = 8
 
 
 class Compensation:
     """Serves the layers of one denoiser whose plan has compensations or selectors."""
 
     def __init__(self, router: Router) -> None:
-        """Serve for a router."""
+        """Serve for a router.
+
+        Raises:
+            ValueError: the plan's residual does not fit the model.
+        """
         self.router = router
         self.states: dict[tuple[Hashable, int], BranchState] = {}  # by branch and layer
-        self._groups: dict[tuple[Layout, tuple[int, int, int], torch.device], TokenGroups] = {}
+        self.residuals = None
+        plan, model = router.plan, router.model
+        if plan.residual is not None:
+            layers = sum(not plan.is_dense_layer(layer) for layer in range(model.layers))
+            self.residuals = Residuals(plan.residual, layers, model.head_dim)
+        router.clock.keepers.append(self)
         self._static: dict[tuple[Layout, Pattern, torch.device], Tensor] = {}
         self._fixed: dict[tuple[Layout, tuple[Pattern, ...], torch.device], Choice] = {}
         self.example: BlockLists | None = None  # lists of a sparse call, to report what serves them
@@ -73,7 +66,7 @@ class Compensation:
             device: of its inputs.
 
         Raises:
-            ValueError: a pattern does not fit the grid.
+            ValueError: a pattern or the tiles do not fit the grid.
         """
         clock = self.router.clock
         if clock.runs != self._run:
@@ -81,20 +74,50 @@ class Compensation:
             self.states.clear()
         self._calls = self._calls + 1 if clock.step == self._step else 0
         self._step = clock.step
+        for other in clock.keepers:
+            other.rest(clock.step)
         if (layout, clock.total) not in self._checked and self.router.why_dense(layout) is None:
-            self.router.plan.check_grid(self.router.model, layout.grid, clock.total, clock.sigmas)
-            self._checked.add((layout, clock.total))
+            self._check(layout, device)
+
+    def end(self) -> None:
+        """A call of the denoiser is over; with the last one of a run its branch keeps nothing."""
+        if self.router.clock.last:
+            for key in [key for key in self.states if key[0] == self.branch]:
+                del self.states[key]
+
+    def rest(self, step: int | None) -> None:
+        """Free all states where this denoiser rests, as after a switch to the pipeline's other one.
+
+        Args:
+            step: at which a denoiser of the pipeline begins a call; None: not known, or the run is over.
+        """
+        if self._step is None or step is None or not 0 <= step - self._step <= 1:
+            self.states.clear()
+
+    def _check(self, layout: Layout, device: torch.device) -> None:
+        """Refuse what does not fit the grid before the first dense step is paid for."""
+        plan, total = self.router.plan, self.router.clock.total
+        plan.check_grid(self.router.model, layout.grid, total, self.router.clock.sigmas)
+        if plan.proxies is not None:
+            proxy_table(self._tiles(layout, device), plan.proxies)
+        elif plan.selectors or (plan.statistics is not None and plan.statistics.storage == "block"):
+            self._tiles(layout, device)
+        if len({kept for kept, _ in self._checked} | {layout}) > _KEPT_LAYOUTS:
+            self.clear()
+        self._checked.add((layout, total))
 
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles begin without anything that was measured."""
-        empty: dict[str, object] = {"states": {}, "_groups": {}, "_static": {}, "_fixed": {}, "example": None}
+        empty: dict[str, object] = {"states": {}, "_static": {}, "_fixed": {}, "example": None}
         return {**self.__dict__, **empty}
 
     def clear(self) -> None:
         """Forget everything that is kept."""
         self.example = None
-        for kept in (self.states, self._groups, self._static, self._fixed):
+        for kept in (self.states, self._static, self._fixed, self._checked):
             kept.clear()
+        if self.residuals is not None:
+            self.residuals.clear()
 
     @property
     def branch(self) -> Hashable:
@@ -118,30 +141,32 @@ class Compensation:
 
         Returns:
             The output, and what it cost; None where the model's own attention is wanted.
+
+        Raises:
+            ValueError: the residual would not fit into memory.
         """
         router, clock, layout = self.router, self.router.clock, cast(Layout, self.router.layout)
         step, total = clock.step or 0, clock.total
+        if self.residuals is not None:
+            try:
+                self.residuals.check(layout, call.q)
+            except ValueError as error:
+                router.fail(error)
         names = router.plan.names(layer, router.model.heads, cast(int, router.stage))
         coming = names or router.plan.names(layer, router.model.heads, router.next_stage)
         if coming is None:
             return None
         patterns = tuple(router.plan.patterns[name].resolve(layout.grid) for name in coming)
-        due = {
-            what: router.plan.measured_at(what, step, total, clock.sigmas)
-            for what in self._items(coming, patterns)
-        }
+        due = {what: router.plan.measured_at(what, step, total, clock.sigmas) for what in self._items(coming, patterns)}
         if names is None and step not in due.values():
             return None
-        state = self._state(layer, call, layout, coming)
+        state = self._state(layer, call, layout, coming) if due else BranchState(None)
         stale = [what for what, wanted in due.items() if state.measured.get(what) != wanted]
         if any(due[what] is None for what in stale):
             return None
         if stale or names is None:
             return Served(self._measure(call, layout, coming, patterns, state, due, stale), None)
-        out, density = self._sparse(call, layout, coming, patterns, state, step)
-        if total is not None and step == total - 1:
-            self.states.pop((self.branch, layer), None)
-        return Served(out, density)
+        return Served(*self._sparse(call, layout, coming, patterns, state, step))
 
     def _items(self, names: tuple[str, ...], patterns: tuple[Pattern, ...]) -> list[str]:
         """What is reused in a layer."""
@@ -178,9 +203,9 @@ class Compensation:
             if "statistics" in stale:
                 state.log_rho = self._log_rho(rho_of(sparse_lse, lse), layout, call.q.device)
                 state.sparse_steps, state.last_step = 0, None
-            if "residual" in stale:
+            if "residual" in stale and self.residuals is not None:
                 state.residual = None
-                state.residual = self._store(out - self._scaled(sparse, state, layout, 0.0), layout)
+                state.residual = self.residuals.store(out - self._scaled(sparse, state, layout, 0.0), layout)
         state.measured |= {what: due[what] for what in stale}  # type: ignore[misc]
         return out
 
@@ -217,7 +242,7 @@ class Compensation:
         if len(choice.lists) == 1:
             out, lse = self._attend(call, choice.lists[0])
         else:
-            rows = [self._attend(_row(call, i), lists) for i, lists in enumerate(choice.lists)]
+            rows = [self._attend(call.row(i), lists) for i, lists in enumerate(choice.lists)]
             out, lse = torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
         if choice.hidden is not None and plan.proxies is not None:
             tiles, lists = self._tiles(layout, call.q.device), choice.lists[0]
@@ -282,7 +307,7 @@ class Compensation:
             if selector.reused and name not in stale and state.choice is not None and state.choice.chosen is not None:
                 kept |= {head: state.choice.chosen[:, heads.index(head)] for head in mine}
                 continue
-            part = _heads(call, mine)
+            part = call.heads(mine)
             scores = block_scores(
                 part.q,
                 part.k,
@@ -372,42 +397,3 @@ class Compensation:
         block = torch.arange(tiles.n_q, device=device).repeat_interleave(tiles.block_q)
         spare = torch.where(tiles.q_order < 0, layout.tokens, tiles.q_order).long()
         return torch.zeros(layout.tokens + 1, dtype=torch.int64, device=device).scatter_(0, spare, block)[:-1]
-
-    def _store(self, residual: Tensor, layout: Layout) -> Stored:
-        settings = self.router.plan.residual
-        assert settings is not None
-        storage, group = settings.storage, settings.group
-        batch, _, heads, head_dim = residual.shape
-        if storage == "auto":
-            chosen = choose_storage(
-                layout,
-                layers=self.router.model.layers,
-                heads=heads,
-                head_dim=head_dim,
-                branches=2 if batch == 1 else 1,
-                batch=batch,
-                dtype_bytes=residual.element_size(),
-                budget_bytes=int(settings.memory * 2**30),
-            )
-            storage, group = chosen.storage, chosen.tile or group
-        groups = None
-        if storage.startswith("average"):
-            key = (layout, group, residual.device)
-            if key not in self._groups:
-                self._groups[key] = TokenGroups.from_tiles(layout, group).to(residual.device)
-            groups = self._groups[key]
-        return store(residual, storage, groups=groups, rank=settings.rank if storage == "low-rank" else None)
-
-
-def _row(call: Call, row: int) -> Call:
-    """One row of the batch."""
-    bias = call.bias if call.bias is None or len(call.bias) == 1 else call.bias[row : row + 1]
-    return call._replace(q=call.q[row : row + 1], k=call.k[row : row + 1], v=call.v[row : row + 1], bias=bias)
-
-
-def _heads(call: Call, heads: list[int]) -> Call:
-    """Some heads of a call; all of them are not copied."""
-    if len(heads) == call.q.shape[2]:
-        return call
-    bias = call.bias if call.bias is None or call.bias.shape[1] == 1 else call.bias[:, heads]
-    return call._replace(q=call.q[:, :, heads], k=call.k[:, :, heads], v=call.v[:, :, heads], bias=bias)
