@@ -31,7 +31,8 @@ def sparsify(
 
     Args:
         target: a diffusers pipeline (each of its denoisers that visparse knows is served), or a denoiser.
-        plan: name of a preset (`"dense"`, `"radial"`, `"neighborhood"`), path of a plan file or of a folder that holds
+        plan: `"auto"`: the plan beside the model, else the safest preset (see `visparse.presets.auto_plan`). Name of a
+            preset (`"dense"`, `"radial"`, `"neighborhood"`), path of a plan file or of a folder that holds
             `visparse_plan.json`, or a `SparsePlan`.
         strict: raise where a layer or call cannot be served. Else it runs dense, with a warning and a reported
             reason.
@@ -48,7 +49,7 @@ def sparsify(
         FileNotFoundError: no plan at a path.
     """
     settings = Settings(strict=strict, **{name: overrides.pop(name) for name in _SETTINGS if name in overrides})
-    chosen = load_plan(plan).with_changes(settings=_SETTINGS, **overrides)
+    chosen = load_plan(plan, target).with_changes(settings=_SETTINGS, **overrides)
     denoisers = find_denoisers(target)
     from visparse.router import Router  # here, so that `import visparse` stays light
     from visparse.session import Session

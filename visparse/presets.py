@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from visparse.compensation import Proxies, ReuseResidual, ReuseStatistics
 from visparse.errors import nearest
@@ -110,28 +114,100 @@ PRESETS = {
 }
 
 
-def load_plan(plan: object) -> SparsePlan:
+AUTO = "auto"
+SAFEST = "radial"
+"""What `"auto"` means for a model without a plan: of the presets the one that keeps pictures best without a search."""
+
+
+def auto_plan(target: object) -> SparsePlan:
+    """The plan that lies beside a model, else the safest preset; its notes say which, and why.
+
+    Looked for is `visparse_plan.json` in the folder that the pipeline or denoiser was loaded from, and in the one above
+    a denoiser's own folder. It counts only if all denoisers have the shape that it was made for. Never touches the
+    network.
+
+    Args:
+        target: a diffusers pipeline, or a denoiser.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ValueError: there is no known denoiser, or the file is damaged; the text names it.
+        TypeError: the target is neither a pipeline nor a module.
+    """
+    from visparse.adapter import find_denoisers, unwrapped  # here, so that `import visparse` stays light
+
+    denoisers = find_denoisers(target)
+    why = f"no {FILE_NAME} beside the model"
+    for file in _files_beside(target, [unwrapped(module) for module, _ in denoisers.values()]):
+        try:
+            plan = SparsePlan.from_pretrained(file)
+        except ValueError as error:
+            reason = str(error).removeprefix(f"{file} ").removeprefix("plan: ")
+            raise ValueError(f"{file}: {reason}; mend it or take it away, or name a preset") from error
+        try:
+            for module, adapter in denoisers.values():
+                plan.check_model(adapter.fingerprint(unwrapped(module)))
+        except ValueError as error:
+            why = f"{file} does not fit: {error}"
+            warnings.warn(f"plan 'auto' runs {SAFEST!r}, since {why}", stacklevel=4)
+            continue
+        return _noted(plan, f"chosen by 'auto': {file}")
+    return _noted(
+        PRESETS[SAFEST](),
+        f"chosen by 'auto' as the safest preset: {why}; search for one with `visparse search --model FOLDER_OR_ID "
+        f"--out {FILE_NAME}` and keep it in the model's folder",
+    )
+
+
+def load_plan(plan: object, target: object = None) -> SparsePlan:
     """The plan that a user means.
 
     Args:
-        plan: name of a preset, path of a plan file or of a folder that holds `visparse_plan.json`, or a `SparsePlan`.
+        plan: name of a preset, `"auto"`, path of a plan file or of a folder that holds `visparse_plan.json`, or a
+            `SparsePlan`.
+        target: the pipeline or denoiser that `"auto"` chooses for; see `auto_plan`.
 
     Raises:
-        ValueError: a name that is neither; names the nearest preset.
+        ValueError: a name that is none of these (names the nearest preset), or `"auto"` without a target.
         TypeError: not a name, a path or a plan.
     """
     if isinstance(plan, SparsePlan):
         return plan
     if isinstance(plan, str) and plan in PRESETS:
         return PRESETS[plan]()
+    if plan == AUTO:
+        if target is None:
+            raise ValueError(
+                f"plan {AUTO!r} means the plan of a model, and here is none; name a plan file, the folder of a model "
+                f"that has a {FILE_NAME}, or a preset ({', '.join(PRESETS)})"
+            )
+        return auto_plan(target)
     if isinstance(plan, Path) or (isinstance(plan, str) and Path(plan).exists()):
         return SparsePlan.from_pretrained(plan)
     if isinstance(plan, str):
         raise ValueError(
-            f"unknown plan {plan!r}{nearest(plan, PRESETS)} (presets: {', '.join(PRESETS)}; "
+            f"unknown plan {plan!r}{nearest(plan, [*PRESETS, AUTO])} (presets: {', '.join(PRESETS)}; {AUTO}; "
             f"or the path of a plan file, or of a folder with {FILE_NAME})"
         )
     raise TypeError(
         f"plan must be the name of a preset, a path or a SparsePlan, got {type(plan).__name__}; "
         "SparsePlan.from_dict reads a dict"
     )
+
+
+def _files_beside(target: object, denoisers: list[Any]) -> Iterator[Path]:
+    """Plan files in the folders that denoisers and pipeline were loaded from, each once; the denoisers' come first."""
+    found: dict[Path, None] = {}
+    for part in (*denoisers, target):
+        name = getattr(getattr(part, "config", None), "_name_or_path", None)
+        if isinstance(name, str) and name and Path(name).is_dir():
+            folder = Path(name).resolve()
+            is_part = (folder.parent / "model_index.json").is_file()
+            found |= dict.fromkeys([folder, folder.parent] if is_part else [folder])
+    return (folder / FILE_NAME for folder in found if (folder / FILE_NAME).is_file())
+
+
+def _noted(plan: SparsePlan, note: str) -> SparsePlan:
+    return replace(plan, notes="; ".join(filter(None, [plan.notes, note])))

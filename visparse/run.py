@@ -17,6 +17,7 @@ from visparse.measure.generate import Generation, Request, default_arguments, ge
 from visparse.measure.quality import latent_error, psnr_per_frame, ssim_per_frame
 from visparse.measure.results import Record
 from visparse.measure.settings import PlanChoice, RunSettings
+from visparse.presets import AUTO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +149,8 @@ class _Bench:
         with _sparsify(self.pipe, choice) as handle:
             made = self._repeat(choice.name, self.steps)
             coverage = read_coverage(handle.report().to_dict())
+        if choice.plan == AUTO:
+            self.notes.append(f"{choice.name}: plan {handle.plan.name!r}; {handle.plan.notes}")
         self.notes += [f"{choice.name}: {reason}" for reason in coverage.fallbacks]
         self._add(Path(choice.plan).name, choice.name, made, coverage)
 

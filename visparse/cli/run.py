@@ -21,7 +21,7 @@ def add_parser(commands: Any) -> None:
         "--plan",
         action="append",
         metavar="NAME_OR_FILE",
-        help="preset or plan file; may be given again (default radial)",
+        help="preset, plan file, or auto: the plan beside the model; may be given again (default radial)",
     )
     parser.add_argument(
         "--set",
