@@ -62,6 +62,7 @@ def small(name: str) -> Architecture:
         padding=real.padding and 3,
         windows=(((1, 2, 2), (1, 1, 1)),),
         radial=False,
+        compensated=False,
     )
 
 
@@ -325,8 +326,9 @@ def test_time_of_the_published_depth():
 def test_options_are_checked():
     with pytest.raises(ValueError, match="layers: wanted at least 2, got 1; time per layer"):
         options(layers=1)
-    with pytest.raises(ValueError, match="repeats: wanted at least 1, got 0"):
-        options(repeats=0)
+    for repeats in (0, 101):
+        with pytest.raises(ValueError, match=f"repeats: wanted 1 to 100, got {repeats}"):
+            options(repeats=repeats)
 
 
 def test_ratios_shares_and_ceilings_stay_within_a_mode():
@@ -367,24 +369,24 @@ def command(*words: str) -> int:
 
 def test_command_prints_a_table_and_writes_json(tmp_path, capsys, clock):
     file = tmp_path / "step.json"
-    assert command("--device", "cpu", "--repeats", "1", "--layers", "2", "--out", str(file)) == 0
+    assert command("--device", "cpu", "--repeats", "1", "--layers", "2", "--plan", "dense", "--out", str(file)) == 0
     out = capsys.readouterr().out
     assert "tiny: grid 4x16x16, 1024 tokens, 2 heads of 32, 6 blocks" in out
     assert "absent: needs CUDA" in out
     record = Record.read(file)
-    assert (record.kind, record.settings["models"]) == ("step", ["tiny"])
+    assert (record.kind, record.settings["models"], record.settings["plans"]) == ("step", ["tiny"], ["dense"])
     assert _row(record.rows, "density-1")["ratio_to_default"] == 1.0
     assert _row(record.rows, "density-1")["layers_measured"] == [[1], [2]]
 
 
 def test_command_as_json_with_compiled_blocks(capsys, clock, monkeypatch):
     monkeypatch.setattr(step, "compiled_blocks", lambda denoiser, model, _: compiled_blocks(denoiser, model, "eager"))
-    assert command("--device", "cpu", "--quick", "--compile", "--json") == 0
+    assert command("--device", "cpu", "--quick", "--compile", "--plan", "neighborhood", "--json") == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
-    assert [row["mode"] for row in rows] == ["eager"] * 7 + ["compiled"] * 7
-    assert _row(rows[7:], "density-1")["relative_error"] < 1e-4
+    assert [row["mode"] for row in rows] == ["eager"] * 5 + ["compiled"] * 5
+    assert _row(rows[5:], "density-1")["relative_error"] < 1e-4
 
 
 def test_command_fails_where_a_row_failed(monkeypatch, capsys, clock):
     monkeypatch.setattr(step, "_BLIND", 1e9)
-    assert command("--device", "cpu", "--quick") == 1
+    assert command("--device", "cpu", "--quick", "--plan", "density") == 1

@@ -50,6 +50,7 @@ class Architecture:
         padding: how many of those behind are padding, hidden by the model's mask.
         windows: (window, stride) of the neighbourhoods that are tried.
         radial: whether radial attention is tried.
+        compensated: whether plans with selectors and compensations are tried where no plan is asked for by name.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Architecture:
     padding: int = 0
     windows: tuple[Window, ...] = ()
     radial: bool = True
+    compensated: bool = False
 
     @property
     def tokens(self) -> int:
@@ -178,7 +180,15 @@ def _cogvideox_inputs(model: Architecture, random: Random) -> dict[str, Any]:
 # ---- published configurations ----------------------------------------------------------------------------------------
 
 
-def _wan(name: str, grid: Grid, heads: int, ffn: int, layers: int, windows: tuple[Window, ...]) -> Architecture:
+def _wan(
+    name: str,
+    grid: Grid,
+    heads: int,
+    ffn: int,
+    layers: int,
+    windows: tuple[Window, ...],
+    compensated: bool = False,
+) -> Architecture:
     """Wan 2.1 text-to-video: config of the published checkpoints."""
     return Architecture(
         name=name,
@@ -200,6 +210,7 @@ def _wan(name: str, grid: Grid, heads: int, ffn: int, layers: int, windows: tupl
         grid=grid,
         inputs=_wan_inputs,
         windows=windows,
+        compensated=compensated,
     )
 
 
@@ -302,6 +313,7 @@ _TINY = Architecture(
     grid=(4, 16, 16),
     inputs=_wan_inputs,
     windows=(((2, 8, 8), (2, 8, 8)),),
+    compensated=True,
 )
 
 # In the order in which they are measured where no name is given: what matters most comes first. Windows visit about
@@ -309,7 +321,7 @@ _TINY = Architecture(
 ARCHITECTURES = {
     model.name: model
     for model in (
-        _wan("wan-14b-720p", (21, 45, 80), 40, 13824, 40, (((12, 24, 24), (4, 8, 8)), ((12, 16, 24), (4, 8, 8)))),
+        _wan("wan-14b-720p", (21, 45, 80), 40, 13824, 40, (((12, 24, 24), (4, 8, 8)), ((12, 16, 24), (4, 8, 8))), True),
         _wan("wan-14b-480p", (21, 30, 52), 40, 13824, 40, (((12, 8, 24), (4, 8, 8)),)),
         _wan("wan-1.3b-480p", (21, 30, 52), 12, 8960, 30, (((12, 8, 24), (4, 8, 8)),)),
         _HUNYUAN_VIDEO,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from statistics import median
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from visparse.bench.models import Architecture
-from visparse.bench.step_build import build, compiled_blocks, depth_of, make_inputs
+from visparse.bench.step_build import Depth, build, compiled_blocks, depth_of, make_inputs
 from visparse.bench.step_contenders import JUDGE, Contender, contenders, installed
+from visparse.bench.step_runs import MOST_STEPS, Calls, Forwards, calls_of, demand_calls, state_bytes
 from visparse.bench.step_time import depths, scale_up, time_once
 from visparse.handle import Handle
 
@@ -39,12 +41,13 @@ class Options:
         device: where the denoiser runs.
         dtype: of its weights and inputs, but for what diffusers keeps in float32.
         layers: blocks of a kind in the deeper of the two measurements, at least 2.
-        repeats: timed forwards at each depth; the median counts.
+        repeats: timed forwards at each depth; the median counts. At most 100.
         compiled: measure each contender with compiled blocks too.
         backend: of torch.compile.
         deadline: `time.perf_counter()` at which nothing new is begun.
         notify: told what was measured, a line at a time.
         seed: of weights and inputs.
+        plans: parts of the names of contenders, see `visparse.bench.step_contenders.contenders`; empty: all.
     """
 
     device: torch.device
@@ -56,13 +59,14 @@ class Options:
     deadline: float = float("inf")
     notify: Callable[[str], None] = print
     seed: int = 0
+    plans: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check the numbers."""
         if self.layers < 2:
             raise ValueError(f"layers: wanted at least 2, got {self.layers}; time per layer comes from two depths")
-        if self.repeats < 1:
-            raise ValueError(f"repeats: wanted at least 1, got {self.repeats}")
+        if not 1 <= self.repeats <= MOST_STEPS:
+            raise ValueError(f"repeats: wanted 1 to {MOST_STEPS}, got {self.repeats}; 3 is usual")
 
 
 def measure(model: Architecture, options: Options) -> list[Row]:
@@ -73,10 +77,13 @@ def measure(model: Architecture, options: Options) -> list[Row]:
         options: how.
 
     Returns:
-        The rows; see `visparse.bench.step_rows.complete` for ratios.
+        The rows; see `visparse.bench.step_rows.complete` for ratios. None where no contender has one of `plans` in its
+        name.
     """
     modes = ["eager", "compiled"] if options.compiled else ["eager"]
-    todo = [(mode, contender) for mode in modes for contender in contenders(model, options.device)]
+    todo = [(mode, one) for mode in modes for one in contenders(model, options.device, options.plans)]
+    if not todo:
+        return []
     rows = [_blank(model, contender, mode, options) for mode, contender in todo]
     try:
         bench = _Bench(model, options)
@@ -106,16 +113,13 @@ class _Bench:
         _hurry(options)
         device, dtype, seed = options.device, options.dtype, options.seed
         self.denoiser = build(model, options.layers, device, dtype, seed)
-        self.inputs = make_inputs(model, device, dtype, seed + 1)
+        inputs = make_inputs(model, device, dtype, seed + 1)
+        self.forwards = Forwards(model, self.denoiser, inputs, lambda: _hurry(options))
         self.sensitivity: dict[str, float] = {}
         self.exact: dict[str, bool] = {}
         with depth_of(self.denoiser, model, self.check_at):
-            self.wanted = self.forward().float()
-
-    @torch.no_grad()
-    def forward(self) -> Tensor:
-        _hurry(self.options)
-        return self.denoiser(**self.inputs, return_dict=False)[0]
+            self.wanted = self.forwards.forward().float()
+        self.later: Tensor | None = None  # as `wanted`, at the next step's timestep
 
     def row(self, contender: Contender, mode: str) -> Row:
         """What one contender gives: times, or why not."""
@@ -123,22 +127,35 @@ class _Bench:
             compiled_blocks(self.denoiser, self.model, self.options.backend) if mode == "compiled" else nullcontext()
         )
         try:
+            if contender.measures and self.later is None:
+                with depth_of(self.denoiser, self.model, self.check_at):
+                    self.forwards.moment = 1
+                    self.later = self.forwards.forward().float()
+            self.forwards.moment = 0 if contender.measures else None
             with installed(contender, self.denoiser, self.model.padding) as handle, compiled:
                 found = self.check(contender, mode)
                 found |= _facts(handle)
                 why = found.get("why")
-                return found if why else found | self.times()
+                return found if why else found | self.times(contender, handle)
         except Exception as error:
             return {"why": _why(error)}
+        finally:
+            self.forwards.moment = None
 
     def check(self, contender: Contender, mode: str) -> Row:
-        """Relative error of one forward, and whether the contender may show its time."""
+        """Relative error of one forward, and whether the contender may show its time.
+
+        Where a first step measures, its error is judged as that of dense contenders; the next one's is told.
+        """
+        found, wanted, limit = Row(), self.wanted, TOLERANCE[self.options.dtype]
         with depth_of(self.denoiser, self.model, self.check_at):
-            out = self.forward().float()
-        error = float((out - self.wanted).norm() / self.wanted.norm())
-        if not torch.isfinite(out).all():
+            if contender.measures and self.later is not None:
+                found["measured_error"] = _distance(self.forwards.forward(), wanted)
+                wanted = self.later
+            error = _distance(self.forwards.forward(), wanted)
+        found["relative_error"] = error
+        if not all(math.isfinite(value) for value in found.values()):
             return {"why": "failed: the output is not finite"}
-        limit, found = TOLERANCE[self.options.dtype], Row(relative_error=error)
         if contender.kind == "removed":
             self.sensitivity[mode] = error
         elif contender.exact:
@@ -147,6 +164,8 @@ class _Bench:
                 self.exact[mode] = "why" not in found
         elif not self.exact.get(mode, False):
             found["why"] = "failed: density 1 through visparse was not right"
+        elif contender.measures:
+            found |= self.judge(found["measured_error"], limit, mode)
         return found
 
     def judge(self, error: float, limit: float, mode: str) -> Row:
@@ -159,25 +178,59 @@ class _Bench:
             return {"why": f"failed: relative error {error:.2g}, wanted at most {limit:.2g}"}
         return {}
 
-    def times(self) -> Row:
-        """Seconds at each depth, and of the published one."""
-        seconds, repeats = [], self.options.repeats
+    def times(self, contender: Contender, handle: Handle | None) -> Row:
+        """Seconds at each depth, and of the published one; the same of a step that measures, and what it keeps."""
+        seconds, measured, kept, repeats = [], [], [], self.options.repeats
+        counted = handle if contender.counted else None
         for point in self.points:
             with depth_of(self.denoiser, self.model, point):
-                self.forward()
-                runs: list[float] = []
-                while len(runs) < self.options.repeats and sum(runs) < _PATIENCE:
-                    runs.append(time_once(self.forward, self.options.device))
+                if counted is not None and contender.measures:
+                    measured.append(self.time_of_measuring(counted, point))
+                self.forwards.forward()
+                before = None if counted is None else calls_of(counted)
+                runs = self.timed()
+                if counted is not None and before is not None:
+                    demand_calls(counted, before, sparse=len(runs) * sum(point))
+                    kept.append(state_bytes(counted))
             seconds.append(median(runs))
             repeats = min(repeats, len(runs))
-        whole, per_block = scale_up(self.points, seconds, [kind.published for kind in self.model.blocks])
-        return {
+        whole, per_block = self.scaled(seconds)
+        row: Row = {
             "seconds": whole,
             "seconds_per_layer": dict(zip([kind.path for kind in self.model.blocks], per_block, strict=True)),
             "seconds_measured": seconds,
             "layers_measured": [list(point) for point in self.points],
             "repeats": repeats,
         }
+        if measured:
+            row |= {"measured_seconds": self.scaled(measured)[0], "measured_seconds_measured": measured}
+            row |= {"state_bytes": round(self.scaled(kept)[0]), "state_bytes_measured": kept}
+        return row
+
+    def time_of_measuring(self, handle: Handle, point: Depth) -> float:
+        """Seconds of a step that measures. The next forward is the step behind one."""
+        runs: list[float] = []
+        while len(runs) < self.options.repeats and sum(runs) < _PATIENCE:
+            self.forwards.moment = -len(runs)  # rises, so a new run begins
+            runs.append(time_once(self.forwards.forward, self.options.device))
+            demand_calls(handle, Calls(0, 0, 0), measured=sum(point))
+        self.forwards.moment = 1
+        return median(runs)
+
+    def timed(self) -> list[float]:
+        """Seconds of some forwards."""
+        runs: list[float] = []
+        while len(runs) < self.options.repeats and sum(runs) < _PATIENCE:
+            runs.append(time_once(self.forwards.forward, self.options.device))
+        return runs
+
+    def scaled(self, values: Sequence[float]) -> tuple[float, list[float]]:
+        """A quantity at the published depth, and for one block of each kind, from its values at `points`."""
+        return scale_up(self.points, values, [kind.published for kind in self.model.blocks])
+
+
+def _distance(out: Tensor, wanted: Tensor) -> float:
+    return float((out.float() - wanted).norm() / wanted.norm())
 
 
 def _hurry(options: Options) -> None:
@@ -214,6 +267,7 @@ def _blank(model: Architecture, contender: Contender, mode: str, options: Option
         "plan": contender.name,
         "kind": contender.kind,
         "what": contender.what,
+        "without": contender.without,
         "mode": mode,
         "model": model.name,
         "model_class": model.model_class,

@@ -24,6 +24,12 @@ def add_step_parser(subparsers: Any) -> None:
         "layers: dense, with visparse's plans, and with self-attention removed.",
     )
     parser.add_argument("--model", action="append", metavar="NAME", help="may be given again (default: all but tiny)")
+    parser.add_argument(
+        "--plan",
+        action="append",
+        metavar="NAME",
+        help="only what has this in its name, and what it is judged by; may be given again (default: all)",
+    )
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     parser.add_argument("--layers", type=int, default=3, metavar="N", help="blocks of a kind that are run (default 3)")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed runs; the median counts (default 3)")
@@ -51,6 +57,7 @@ def run_step(arguments: argparse.Namespace) -> int:
 
     from visparse.bench.models import ARCHITECTURES, find_architectures
     from visparse.bench.step import Options, measure
+    from visparse.bench.step_contenders import check_names
     from visparse.bench.step_rows import complete, table
     from visparse.measure.generate import pick_device
     from visparse.measure.results import Record
@@ -58,6 +65,8 @@ def run_step(arguments: argparse.Namespace) -> int:
     device = pick_device(arguments.device)
     every = [name for name in ARCHITECTURES if name != "tiny"] if device.type == "cuda" else ["tiny"]
     models = find_architectures(arguments.model or (list(_QUICK) if arguments.quick and len(every) > 1 else every))
+    plans = tuple(arguments.plan or ())
+    check_names(plans, models, device)
     options = Options(
         device=device,
         dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
@@ -65,10 +74,12 @@ def run_step(arguments: argparse.Namespace) -> int:
         repeats=1 if arguments.quick else arguments.repeats,
         compiled=arguments.compile,
         deadline=deadline,
+        plans=plans,
         notify=lambda text: print(text, file=sys.stderr, flush=True),
     )
     settings = {
         "models": [model.name for model in models],
+        "plans": list(plans),
         "layers": options.layers,
         "repeats": options.repeats,
         "compile": options.compiled,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import visparse
 from visparse.adapter import find_adapter
 from visparse.bench.models import Architecture, everything
+from visparse.bench.step_compensated import trials
 from visparse.handle import Handle
 from visparse.intercept import routed
 from visparse.plan import SparsePlan
@@ -25,6 +26,8 @@ from visparse.plan import SparsePlan
 Attention = Callable[[Tensor, Tensor, Tensor, float | None], Tensor]
 JUDGE = "dense cuDNN"  # what ratios are against
 DEFAULT = "dense default"
+_REMOVED = "attention removed"
+_EVERYTHING = "density-1"
 _FA3_MODULES = ("fa3_fwd_interface", "flash_attn_interface")
 
 
@@ -41,6 +44,8 @@ class Contender:
         plan: what visparse runs.
         exact: whether it must give the dense result.
         absent: why it cannot run here; None where it can.
+        without: name of the contender with the same selection and nothing that stands in for the rest; None where
+            there is none.
     """
 
     name: str
@@ -50,14 +55,60 @@ class Contender:
     plan: SparsePlan | None = None
     exact: bool = False
     absent: str | None = None
+    without: str | None = None
+
+    @property
+    def measures(self) -> bool:
+        """Whether its first step is dense and measures what the others reuse."""
+        return self.plan is not None and self.plan.measures
+
+    @property
+    def counted(self) -> bool:
+        """Whether visparse counts its calls in compiled code too."""
+        return self.plan is not None and self.plan.is_compensated
 
 
-def contenders(model: Architecture, device: torch.device) -> list[Contender]:
-    """All contenders for a model, in the order in which they run: what the others are judged by comes first."""
+def contenders(model: Architecture, device: torch.device, names: Sequence[str] = ()) -> list[Contender]:
+    """The contenders for a model, in the order in which they run: what the others are judged by comes first.
+
+    Args:
+        model: what they run on.
+        device: where.
+        names: parts of names: only contenders with one of them, and those that they are judged by; none of them where
+            no contender has one. Empty: all, with compensations only where the model says so.
+    """
+    every = _plain(model, device)
+    if names or model.compensated:
+        every += _compensated(model, device)
+    asked = {one.name for one in every if any(name in one.name for name in names)}
+    if not names or not asked:
+        return [] if names else every
+    judge = next(one for one in every if one.name == JUDGE)
+    judges = {_REMOVED, JUDGE if judge.absent is None else DEFAULT, _EVERYTHING}
+    judges |= {one.without for one in every if one.name in asked and one.without is not None}
+    return [one for one in every if one.name in asked | judges]
+
+
+def check_names(names: Sequence[str], models: Sequence[Architecture], device: torch.device) -> None:
+    """Refuse a part of a name that no contender has.
+
+    Raises:
+        ValueError: lists the names.
+    """
+    for name in names:
+        if not any(contenders(model, device, [name]) for model in models):
+            known = dict.fromkeys(
+                one.name for model in models for one in [*_plain(model, device), *_compensated(model, device)]
+            )
+            raise ValueError(f"plan: no contender has {name!r} in its name (names: {', '.join(known)})")
+
+
+def _plain(model: Architecture, device: torch.device) -> list[Contender]:
+    """All contenders without selectors and compensations."""
     cuda = None if device.type == "cuda" else "needs CUDA"
     fa3, text = (None, cuda) if cuda else load_fa3()
     return [
-        Contender(name="attention removed", kind="removed", what="gives the values back", attention=_values),
+        Contender(name=_REMOVED, kind="removed", what="gives the values back", attention=_values),
         Contender(
             name=JUDGE,
             kind="dense",
@@ -66,7 +117,7 @@ def contenders(model: Architecture, device: torch.device) -> list[Contender]:
             exact=True,
             absent=cuda,
         ),
-        Contender(name="density-1", kind="visparse", what="block lists of all pairs", plan=everything(), exact=True),
+        Contender(name=_EVERYTHING, kind="visparse", what="block lists of all pairs", plan=everything(), exact=True),
         *(Contender(name=plan.name, kind="visparse", what="block lists", plan=plan) for plan in model.plans()),
         Contender(name=DEFAULT, kind="dense", what="the model untouched", exact=True),
         Contender(
@@ -77,6 +128,21 @@ def contenders(model: Architecture, device: torch.device) -> list[Contender]:
             exact=True,
             absent=text if fa3 is None else None,
         ),
+    ]
+
+
+def _compensated(model: Architecture, device: torch.device) -> list[Contender]:
+    """Contenders with selectors and compensations."""
+    return [
+        Contender(
+            name=one.plan.name,
+            kind="visparse",
+            what=one.what,
+            plan=one.plan,
+            absent=one.absent,
+            without=one.without,
+        )
+        for one in trials(model, device)
     ]
 
 

@@ -19,6 +19,9 @@ def complete(rows: Sequence[Row]) -> None:
     `ceiling_to_cudnn` and `ceiling_to_default`: the ratio if attention cost its block density times what it costs in
     that dense row (Amdahl's law).
 
+    `added` is the time of a step over that of a step with the same selection and nothing that stands in for the rest.
+    With proxies a window is widened to whole tiles, so there `added` holds that too.
+
     Args:
         rows: as `visparse.bench.step.measure` returns them; changed in place.
     """
@@ -39,6 +42,8 @@ def _complete_group(timed: list[Row]) -> None:
     for row in timed:
         row |= {f"ratio_to_{name}": _ratio(judge, row["seconds"]) for name, judge in judges.items()}
         row["ratio_to_fastest_dense"] = _ratio(fastest, row["seconds"])
+        if row.get("without") in seconds:
+            row["added"] = row["seconds"] / seconds[row["without"]]
         if removed is None:
             continue
         if row["kind"] == "dense":
@@ -72,23 +77,38 @@ def table(rows: Sequence[Row]) -> str:
         lines += [
             "",
             f"{name}: grid {grid}, {first['tokens']} tokens, {first['heads']} heads of {first['head_dim']}, {depth}",
-            f"  {'':<42}{'blocks':>8}{'seconds':>9}{'cuDNN':>15}{'default':>15}{'error':>9}  attend",
+            f"  {'':<50}{'blocks':>8}{'seconds':>9}{'cuDNN':>15}{'default':>15}{'error':>9}  attend",
         ]
         lines += [f"  {_line(row)}" for row in own]
+        lines += [f"  {_name(row)}: {text}" for row in own if (text := _reuse(row))]
         lines += [
             f"  {row['plan']} once more at the end: {again:.3f} s" for row in own if (again := row.get("seconds_again"))
         ]
     return "\n".join(lines[1:])
 
 
+def _name(row: Row) -> str:
+    name: str = row["plan"]
+    return name + (", compiled" if row["mode"] == "compiled" else "")
+
+
+def _reuse(row: Row) -> str:
+    """What a row says of steps that measure, in words; empty where nothing."""
+    parts = [f"{row['added']:.3f}x the step of {row['without']}"] if "added" in row else []
+    if "measured_seconds" in row:
+        parts.append(f"a step that measures takes {row['measured_seconds']:.3f} s")
+        parts.append(f"{row['state_bytes'] / 2**20:.1f} MiB are kept for each branch")
+    return ", ".join(parts)
+
+
 def _line(row: Row) -> str:
-    name = row["plan"] + (", compiled" if row["mode"] == "compiled" else "")
+    name = _name(row)
     if row.get("seconds") is None:
-        return f"{name:<42}{row['why']}"
+        return f"{name:<50}{row['why']}"
     blocks = f"{row['block_density']:.1%}" if row.get("block_density") is not None else "-"
     parts = "".join(f"{_of(row, judge):>15}" for judge in ("cudnn", "default"))
     error, impl = f"{row['relative_error']:.1e}", row.get("impl") or "-"
-    return f"{name:<42}{blocks:>8}{row['seconds']:>9.3f}{parts}{error:>9}  {impl}"
+    return f"{name:<50}{blocks:>8}{row['seconds']:>9.3f}{parts}{error:>9}  {impl}"
 
 
 def _of(row: Row, judge: str) -> str:
