@@ -23,7 +23,8 @@ def lists_from_map(
     """Build lists of full blocks, without a mask, from the blocks that are kept.
 
     The shape of ``full_indices`` does not depend on what is kept: it has room for ``capacity`` blocks a row, and what
-    lies behind the last offset means nothing. An empty row is allowed; its queries give 0 and -inf.
+    lies behind the last offset means nothing. An empty row is allowed; its queries give 0 and -inf. Pass the same
+    orders, boxes and head_group each time: what a kernel needs of them is found once for each tensor in memory.
 
     Args:
         kept: bool [G, n_q, n_k].

@@ -7,7 +7,8 @@ import torch
 
 from visparse_kernels import BlockLists, explain, preferred_blocks, prefers_boxes
 from visparse_kernels.attend import gluon_impl
-from visparse_kernels.attend.gluon_program import Program, build_program, pack_starts, program_of, run_starts
+from visparse_kernels.attend.gluon_program import Program, build_program, program_of, run_starts
+from visparse_kernels.attend.gluon_tables import pack_starts
 from visparse_kernels.bits import unpack_bits
 from visparse_kernels.testing import random_lists
 from visparse_kernels.testing_boxes import random_boxed_lists

@@ -1,13 +1,14 @@
 """The Hopper kernel on a GPU: the error rule, boxes of any origin, poisoned memory, repeatability, large offsets."""
 
+import gc
 from dataclasses import replace
 from math import prod
 
 import pytest
 import torch
 
-from visparse_kernels import BlockLists, attend, choose, explain
-from visparse_kernels.attend import gluon_impl
+from visparse_kernels import BlockLists, attend, choose, explain, lists_from_map
+from visparse_kernels.attend import gluon_impl, gluon_program
 from visparse_kernels.testing import BROKEN, check_attend, poisoned_memory, random_lists
 from visparse_kernels.testing_boxes import random_boxed_lists
 
@@ -243,6 +244,77 @@ def test_auto_takes_it_and_shuffled_orders_go_elsewhere(make_qkv) -> None:
     assert "order is made of neither runs nor boxes" in reason
     with pytest.raises(ValueError, match="'gluon' cannot serve this case"):
         attend(q, k, v, shuffled, impl="gluon")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("head_dim", "block_q"), SIZES)
+@pytest.mark.parametrize("k_box", [(2, 8, 8), (1, 8, 16), (1, 2, 64)])
+def test_fresh_lists_wait_for_nothing(k_box, head_dim, block_q, bias, make_qkv) -> None:
+    tables = random_boxed_lists(
+        grid=(5, 21, 27), before=9, after=300, q_box=(block_q // 64, 8, 8), k_box=k_box, head_group=[0], device="cuda"
+    )
+    heads = torch.tensor([0, 1, -1, 0], dtype=torch.int32, device="cuda")
+    make = torch.Generator(device="cuda").manual_seed(0)
+
+    def fresh(keep: float) -> BlockLists:
+        kept = torch.rand(2, tables.n_q, tables.n_k, generator=make, device="cuda") < keep
+        kept[:, ::4] = False
+        return lists_from_map(
+            kept,
+            q_len=tables.q_len,
+            k_len=tables.k_len,
+            block_q=block_q,
+            block_k=128,
+            q_order=tables.q_order,
+            k_order=tables.k_order,
+            head_group=heads,
+            boxes=tables.boxes,
+            capacity=tables.n_k - 1,
+        )
+
+    first = fresh(0.5)
+    q, k, v = make_qkv(first, batch=2, head_dim=head_dim, dtype=torch.bfloat16, device="cuda")
+    options = {"return_lse": True, "key_bias": torch.randn(2, 4, first.k_len, device="cuda") if bias else None}
+    attend(q, k, v, first, impl="gluon", **options)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        lists = [fresh(keep) for keep in (0.0, 0.1, 0.6, 0.95)]
+        results = [attend(q, k, v, one, **options) for one in lists]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert choose(q, lists[0]) == "gluon"
+    for one, (out, lse) in zip(lists, results, strict=True):
+        check_attend(out, lse, q, k, v, one, key_bias=options["key_bias"])
+        wanted, wanted_lse = attend(q, k, v, one, impl="triton", **options)
+        torch.testing.assert_close(out, wanted, atol=2e-2, rtol=2e-2)
+        torch.testing.assert_close(lse, wanted_lse, atol=1e-3, rtol=1e-3)
+
+
+def test_fresh_lists_leave_no_memory(make_qkv) -> None:
+    tables = random_boxed_lists(
+        grid=(5, 21, 27), after=40, q_box=(2, 8, 8), k_box=(2, 8, 8), head_group=[0], device="cuda"
+    )
+    inputs = make_qkv(tables, head_dim=128, dtype=torch.bfloat16, device="cuda")
+    gc.collect()
+    sizes = []
+    for seed in range(101):
+        make = torch.Generator(device="cuda").manual_seed(seed)
+        lists = lists_from_map(
+            torch.rand(1, tables.n_q, tables.n_k, generator=make, device="cuda") < 0.4,
+            q_len=tables.q_len,
+            k_len=tables.k_len,
+            block_q=128,
+            block_k=128,
+            q_order=tables.q_order,
+            k_order=tables.k_order,
+            head_group=tables.head_group,
+            boxes=tables.boxes,
+        )
+        attend(*inputs, lists, impl="gluon")
+        del lists
+        sizes.append((torch.cuda.memory_allocated(), len(gluon_program._full_programs), len(gluon_program._programs)))
+    assert set(sizes[1:]) == {sizes[0]}
 
 
 @pytest.mark.parametrize("boxed", [False, True])

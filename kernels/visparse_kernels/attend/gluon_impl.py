@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visparse_kernels.attend.gluon_program import Part, Program, program_of
+from visparse_kernels.attend.gluon_program import Program, program_of
+from visparse_kernels.attend.gluon_tables import Part
 from visparse_kernels.boxes import Box
 from visparse_kernels.lists import BlockLists
 
@@ -65,7 +66,9 @@ def can_run(device: torch.device, dtype: torch.dtype, head_dim: int, block_q: in
 
 
 def cannot_fetch(lists: BlockLists) -> str | None:
-    """Return why the blocks of some lists cannot be fetched by TMA, or None; slow only at the first call."""
+    """Return why the blocks of some lists cannot be fetched by TMA, or None; slow only at the first call, if at all."""
+    if lists.boxes is not None:
+        return None
     program = program_of(lists)
     return program if isinstance(program, str) else None
 

@@ -1,6 +1,7 @@
 """Block lists as the Hopper kernel walks them: one merged list of starts and masks, with every padding slot masked.
 
-Made once for a set of lists, on their device, and kept as long as their tables live.
+Made once for a set of lists, on their device, and kept as long as their tables live. Lists of full blocks alone, which
+selectors build at every step, get theirs without a wait for the device and are kept within a budget.
 """
 
 import weakref
@@ -8,45 +9,34 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from visparse_kernels.attend.gluon_tables import (
+    Part,
+    Tables,
+    has_runs,
+    pack_starts,
+    parts_of,
+    sort_heads,
+    tables_of,
+)
 from visparse_kernels.bits import pack_bits
 from visparse_kernels.boxes import Box
 from visparse_kernels.lists import BlockLists
 
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Part:
-    """Heads that one launch serves: their groups share the shapes of their boxes.
-
-    Args:
-        heads: int32 [n], the heads.
-        groups: int32 [n], their groups.
-        q_box: (frames, height, width) of query boxes; None for runs only.
-        k_box: the same for keys.
-        q_runs: whether a query block of these groups is a run.
-        k_runs: whether a key block is.
-        masked: whether an entry of these groups has a mask.
-    """
-
-    heads: Tensor
-    groups: Tensor
-    q_box: Box | None
-    k_box: Box | None
-    q_runs: bool
-    k_runs: bool
-    masked: bool
+_BUDGET = 256 << 20  # bytes of programs of full blocks that are kept; more are made again at each call
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Program:
-    """What the kernel reads; n entries, and one more that nothing points to, so that reading ahead stays inside.
+    """What the kernel reads; n entries, and at least one more that nothing points to, so that reading ahead stays inside.
 
     Args:
         offsets: int32 [G * n_q + 1], first entry of each row (group * n_q + query block).
-        starts: int64 [n + 1], where the key block of each entry starts; see `pack_starts`.
+        starts: int64 [n + 1 or more], where the key block of each entry starts; see `pack_starts`.
         unmasked: int32 [G * n_q], how many entries of each row have no mask; these come first.
-        masks: int32 [n + 1], its row in ``tiles``, or -1.
-        blocks: int32 [n + 1], its key block.
+        masks: int32 [n + 1 or more], its row in ``tiles``, or -1.
+        blocks: int32 [n + 1 or more], its key block.
         tiles: int32 [m, block_q, block_k / 32], bit masks; bits of padding are 0.
         q_starts: int64 [G or 1, n_q], where each query block starts.
         q_whole: int32 [G or 1, n_q], whether all slots of a query block hold tokens.
@@ -65,26 +55,105 @@ class Program:
     parts: tuple[Part, ...]
     skipped: bool
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is told of rows and entries."""
+        return sum(x.nbytes for x in (self.offsets, self.unmasked, self.starts, self.masks, self.blocks))
+
 
 # tables by identity -> the program, and the tables, so that no other object can take their place in memory
 _programs: dict[tuple[int, ...], tuple[Program | str, tuple[Tensor, ...]]] = {}
+# the same, with bytes, for lists of full blocks; an entry goes with its `full_offsets`, or as the oldest of too many
+_full_programs: dict[tuple[int, ...], tuple[Program, int, tuple[Tensor, ...], weakref.ref[Tensor]]] = {}
 
 
 def program_of(lists: BlockLists) -> Program | str:
     """Return the program of some lists, or why there is none; kept as long as ``full_offsets`` lives.
 
+    That of lists with boxes, full blocks alone and one table of key blocks is built without a wait for the device, once
+    `tables_of` knows their tables; of these programs only the newest 256 MiB are kept.
+
     Args:
         lists: the block lists; lists whose tables are the same objects share one program. Do not change a table.
     """
     tables = [lists.head_group, lists.q_order, lists.k_order, lists.full_indices]
-    tables += [lists.partial_offsets, lists.partial_indices, lists.partial_tiles, lists.tiles]
     if lists.boxes is not None:
         tables += [lists.boxes.q_starts, lists.boxes.k_starts]
+        if len(lists.partial_indices) == 0 and len(lists.k_order) == 1:
+            return _full_program_of(lists, tuple(tables))
+    tables += [lists.partial_offsets, lists.partial_indices, lists.partial_tiles, lists.tiles]
     key = (id(lists.full_offsets), *map(id, tables))
     if key not in _programs:
         _programs[key] = build_program(lists), tuple(tables)
         weakref.finalize(lists.full_offsets, _programs.pop, key, None)
     return _programs[key][0]
+
+
+def _full_program_of(lists: BlockLists, tables: tuple[Tensor, ...]) -> Program:
+    key = (id(lists.full_offsets), *map(id, tables))
+    kept = _full_programs.get(key)
+    if kept is not None:
+        return kept[0]
+    program = build_full_program(lists)
+    size = program.nbytes
+    # what is made while a CUDA graph is captured is written at each replay, and means nothing outside
+    if size <= _BUDGET and not (lists.device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        ref = weakref.ref(lists.full_offsets, lambda _: _full_programs.pop(key, None))
+        _full_programs[key] = program, size, tables, ref
+        while sum(entry[1] for entry in list(_full_programs.values())) > _BUDGET:
+            _full_programs.pop(next(iter(_full_programs), key), None)
+    return program
+
+
+def build_full_program(lists: BlockLists) -> Program:
+    """Make the program of lists of full blocks; waits for the device only where tables are new, see `tables_of`.
+
+    Args:
+        lists: without masks, with boxes, and with one table of key blocks for all groups. The lists may have room to
+            spare; the program has the same.
+    """
+    tables = tables_of(lists)
+    parts, skipped = parts_of(lists, tables)
+    offsets = lists.full_offsets
+    blocks = pad(lists.full_indices, (0, 1))
+    place = torch.arange(len(blocks), dtype=torch.int32, device=lists.device)
+    spare = place >= offsets[-1]
+    blocks.masked_fill_(spare, 0)
+    unmasked = offsets.diff()
+    if tables.ragged:
+        blocks, unmasked = _ragged_last(blocks, offsets, tables, place, spare)
+    return Program(
+        offsets=offsets.clone(),  # a program must not keep its lists alive
+        unmasked=unmasked,
+        starts=tables.k_starts.index_select(0, blocks),
+        masks=tables.k_masks.index_select(0, blocks),
+        blocks=blocks,
+        tiles=tables.tiles,
+        q_starts=tables.q_starts,
+        q_whole=tables.q_whole,
+        parts=parts,
+        skipped=skipped,
+    )
+
+
+def _ragged_last(
+    blocks: Tensor, offsets: Tensor, tables: Tables, place: Tensor, spare: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Move the blocks with padding to the ends of their rows; returns all blocks, and how many of each row have none.
+
+    Each half keeps its order. Blocks whose place is spare stay where they are.
+    """
+    late = (tables.k_masks.index_select(0, blocks) >= 0) & ~spare
+    # row of each place: the rows that end there or before
+    ends = torch.zeros_like(place).scatter_add_(0, offsets[1:].long(), torch.ones_like(offsets[1:]))
+    row = ends.cumsum(0, dtype=torch.int32)
+    passed = late.cumsum(0, dtype=torch.int32) - late.to(torch.int32)
+    until = passed.index_select(0, offsets)
+    unmasked = offsets.diff() - until.diff()
+    passed -= until.index_select(0, row)  # late blocks before this one in its row
+    first_late = pad(offsets[:-1] + unmasked, (0, 1)).index_select(0, row)
+    target = torch.where(late, first_late + passed, place - passed)
+    return torch.empty_like(blocks).scatter_(0, target.long(), blocks), unmasked
 
 
 def build_program(lists: BlockLists) -> Program | str:
@@ -114,6 +183,10 @@ def build_program(lists: BlockLists) -> Program | str:
     start = packed[table, block]
     q_real = (lists.q_order >= 0).view(-1, lists.n_q, lists.block_q)
     extra = start.new_zeros(1)
+    masked = torch.zeros(lists.groups, dtype=torch.int64, device=lists.device).index_add_(0, group, (tile >= 0).long())
+    parts, skipped = sort_heads(
+        lists.head_group, q_box, k_box, has_runs(q_starts), has_runs(k_starts), (masked > 0).tolist()
+    )
     return Program(
         offsets=torch.cat([extra, counts.cumsum(0)]).to(torch.int32),
         unmasked=torch.bincount(row[tile < 0], minlength=len(counts)).to(torch.int32),
@@ -123,8 +196,8 @@ def build_program(lists: BlockLists) -> Program | str:
         tiles=tiles,
         q_starts=pack_starts(q_starts),
         q_whole=q_real.all(-1).to(torch.int32),
-        parts=_parts(lists, q_box, k_box, q_starts, k_starts, group, tile),
-        skipped=bool((lists.head_group < 0).any()),
+        parts=parts,
+        skipped=skipped,
     )
 
 
@@ -146,19 +219,6 @@ def run_starts(order: Tensor, block: int) -> Tensor:
     dead = (tokens < 0).all(-1)
     start = torch.where(is_run, first[..., 0], torch.where(dead, 0, -1))
     return torch.stack([torch.full_like(start, -1), torch.zeros_like(start), start], -1)
-
-
-def pack_starts(starts: Tensor) -> Tensor:
-    """Pack origins into 64 bits: frame (negative for a run) from bit 48 on, row from bit 32 on, column or token below.
-
-    Args:
-        starts: int32 [..., 3].
-
-    Returns:
-        int64 [...].
-    """
-    frame, row, column = starts.long().unbind(-1)
-    return (frame << 48) | (row << 32) | column
 
 
 def _merge(lists: BlockLists) -> tuple[Tensor, Tensor, Tensor]:
@@ -190,43 +250,3 @@ def _mask_padding(lists: BlockLists, row: Tensor, block: Tensor, tile: Tensor) -
     tile = tile.clone()
     tile[at] = index + len(lists.tiles)
     return torch.cat([lists.tiles, masked]), tile
-
-
-def _parts(
-    lists: BlockLists,
-    q_box: tuple[Box | None, ...],
-    k_box: tuple[Box | None, ...],
-    q_starts: Tensor,
-    k_starts: Tensor,
-    group: Tensor,
-    tile: Tensor,
-) -> tuple[Part, ...]:
-    """Sort the heads by the shapes of their boxes."""
-    masked = torch.zeros(lists.groups, dtype=torch.int64, device=lists.device)
-    masked.index_add_(0, group, (tile >= 0).long())
-    masks, head_group = masked.tolist(), lists.head_group.tolist()
-    q_runs, k_runs = ((starts[..., 0] < 0).any(-1).tolist() for starts in (q_starts, k_starts))
-    by_shape: dict[tuple[Box | None, Box | None], list[int]] = {}
-    for head, number in enumerate(head_group):
-        if number >= 0:
-            shape = (q_box[number if len(q_box) > 1 else 0], k_box[number if len(k_box) > 1 else 0])
-            by_shape.setdefault(shape, []).append(head)
-
-    def some(flags: list[bool], numbers: list[int]) -> bool:
-        return any(flags[number if len(flags) > 1 else 0] for number in numbers)
-
-    parts = []
-    for (q_shape, k_shape), heads in by_shape.items():
-        numbers = [head_group[head] for head in heads]
-        parts.append(
-            Part(
-                heads=torch.tensor(heads, dtype=torch.int32, device=lists.device),
-                groups=torch.tensor(numbers, dtype=torch.int32, device=lists.device),
-                q_box=q_shape,
-                k_box=k_shape,
-                q_runs=some(q_runs, numbers),
-                k_runs=some(k_runs, numbers),
-                masked=any(masks[number] for number in numbers),
-            )
-        )
-    return tuple(parts)
