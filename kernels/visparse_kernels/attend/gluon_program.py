@@ -29,7 +29,7 @@ _BUDGET = 256 << 20  # bytes of programs of full blocks that are kept; more are 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Program:
-    """What the kernel reads; n entries, and at least one more that nothing points to, so that reading ahead stays inside.
+    """What the kernel reads; n entries, and one or more that no row holds, so that reading ahead stays inside.
 
     Args:
         offsets: int32 [G * n_q + 1], first entry of each row (group * n_q + query block).
