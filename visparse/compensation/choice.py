@@ -67,7 +67,7 @@ def choose_tiles(
         maps = chosen if maps is None else torch.cat([maps.expand(len(chosen), -1, -1, -1), chosen], 1)
     if maps is None:
         maps = torch.zeros(1, 0, tiles.visual_q, tiles.visual_k, dtype=torch.bool, device=device)
-    kept = tiles.with_extra(maps)
+    kept, capacity = tiles.with_extra(maps), _capacity(tiles, patterns, maps, chosen)
     lists = tuple(
         lists_from_map(
             row,
@@ -79,7 +79,7 @@ def choose_tiles(
             k_order=tiles.k_order,
             head_group=head_group,
             boxes=tiles.boxes,
-            capacity=_capacity(tiles, patterns, static),
+            capacity=capacity,
         )
         for row in kept
     )
@@ -126,15 +126,24 @@ def _count(share: float, tiles: int) -> int:
     return min(tiles, max(1, round(share * tiles)))
 
 
-def _capacity(tiles: Tiles, patterns: Sequence[Pattern], static: Mapping[Pattern, Tensor]) -> int | None:
-    """The most blocks in a row on average, where heads that choose by content are all there are."""
-    if static or not all(isinstance(pattern, (Selector, Skip)) for pattern in patterns):
-        return None
-    most = 1
-    for pattern in patterns:
-        if isinstance(pattern, TopP):
-            most = max(most, _count(pattern.most, tiles.visual_k))
-        elif isinstance(pattern, TopK):
-            most = max(most, _count(pattern.keep, tiles.visual_k))
+def _capacity(tiles: Tiles, patterns: Sequence[Pattern], maps: Tensor, chosen: Tensor | None) -> int:
+    """The most blocks in a row of the lists, on average over rows."""
+    if chosen is None:  # these lists are made once, so the device may be waited for
+        visited = int(maps.sum())
+        groups = maps.shape[1]
+    else:
+        by_content = [pattern for pattern in patterns if isinstance(pattern, Selector)]
+        positions = maps.shape[1] - len(by_content)
+        visited = sum(_most(pattern, tiles.visual_k) for pattern in by_content) * tiles.visual_q
+        visited += positions * tiles.visual_q * tiles.visual_k
+        groups = maps.shape[1]
     extra_q, extra_k = tiles.n_q - tiles.visual_q, tiles.n_k - tiles.visual_k
-    return -(-((most + extra_k) * tiles.visual_q + extra_q * tiles.n_k) // tiles.n_q)
+    visited += groups * (tiles.visual_q * extra_k + extra_q * tiles.n_k)
+    return min(tiles.n_k, max(1, -(-visited // (max(groups, 1) * tiles.n_q))))
+
+
+def _most(selector: Selector, tiles: int) -> int:
+    """The most tiles that a block of queries keeps, or, where they are spread, the mean."""
+    if isinstance(selector, TopP):
+        return _count(selector.most, tiles)
+    return _count(selector.keep, tiles) if isinstance(selector, TopK) else tiles
