@@ -1,4 +1,4 @@
-"""`visparse plan explain`: what a plan does at each step of a run, and how long self-attention should take."""
+"""`visparse plan`: show, compare, check, export and explain plans."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from visparse.cli import plan_check, plan_diff, plan_export, plan_show
 from visparse.cli.options import positive
 from visparse.cli.patterns import triple
 
@@ -16,10 +17,21 @@ def add_parser(commands: Any) -> None:
     """Add the subcommand with its own subcommand."""
     parser = commands.add_parser(
         "plan",
-        help="what a plan does at each step, and how long attention should take",
-        description="Plans of visparse: what they do on a grid, without a model and without a device.",
+        help="show a plan, compare two, check one for a model and grids, export it, explain a run",
+        description="Plans of visparse: what they hold and what they do on a grid, without weights or a device.",
     )
     kinds = parser.add_subparsers(dest="plan_command", metavar="WHAT", required=True)
+    for module in (plan_show, plan_diff, plan_check, plan_export):
+        module.add_parser(kinds)
+    _add_explain(kinds)
+    for kind in kinds.choices.values():
+        kind.add_argument("--verbose", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
+        kind.add_argument(
+            "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object and nothing else"
+        )
+
+
+def _add_explain(kinds: Any) -> None:
     show = kinds.add_parser("explain", help="a table of the steps of a run, with block density and predicted time")
     show.add_argument("plan", metavar="PLAN", help="name of a preset, or path of a plan file or its folder")
     show.add_argument("--grid", type=triple, required=True, metavar="T,H,W", help="frames, height, width in tokens")
@@ -28,10 +40,6 @@ def add_parser(commands: Any) -> None:
     for name in ("heads", "head-dim", "layers"):
         show.add_argument(f"--{name}", type=positive, metavar="N", help="default: as the plan's own model has it")
     show.add_argument("--device", default="cpu", help="cpu, a measured GPU such as h200, or cuda (default cpu)")
-    show.add_argument("--verbose", action="store_true", default=argparse.SUPPRESS, help="show tracebacks")
-    show.add_argument(
-        "--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object and nothing else"
-    )
     show.set_defaults(run=explain_plan)
 
 
