@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from visparse.compensation import Proxies, ReuseResidual, ReuseStatistics
     from visparse.estimates import Estimate, estimate
     from visparse.handle import Handle
+    from visparse.head_search.api import search
     from visparse.plan import SparsePlan
     from visparse.reporting import Report
 
@@ -29,6 +30,7 @@ __all__ = [
     "estimate",
     "report",
     "restore",
+    "search",
     "sparsify",
 ]
 
@@ -45,6 +47,7 @@ __getattr__ = names_from(
         "estimate": "visparse.estimates",
         "report": "visparse.api",
         "restore": "visparse.api",
+        "search": "visparse.head_search.api",
         "sparsify": "visparse.api",
     },
 )

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 import visparse
-from visparse.cli import bench, demo, env, patterns, plan, run
+from visparse.cli import bench, demo, env, patterns, plan, run, search
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"visparse {visparse.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for module in (env, patterns, plan, demo, run, bench):
+    for module in (env, patterns, plan, demo, run, search, bench):
         module.add_parser(commands)
     for command in commands.choices.values():
         command.add_argument("--json", action="store_true", help="print one JSON object and nothing else")

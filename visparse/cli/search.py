@@ -1,0 +1,121 @@
+"""`visparse search`: which pattern serves which head, found offline, as a plan file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from visparse.cli.options import positive
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand."""
+    parser = commands.add_parser(
+        "search",
+        help="find the pattern of every head within a budget of measured time, as a plan file",
+        description="Run a model dense on a few prompts, score every candidate for every head, and write a plan file. "
+        "A search that was stopped goes on where it was.",
+    )
+    parser.add_argument("--model", required=True, metavar="FOLDER_OR_ID", help="a diffusers pipeline: folder or hub id")
+    parser.add_argument("--out", default="plan.json", metavar="FILE", help="the plan (default plan.json)")
+    goal = parser.add_argument_group("goal (exactly one)")
+    goal.add_argument("--speedup", type=float, metavar="X", help="of the denoising of a run, dense steps counted")
+    goal.add_argument("--attention", type=float, metavar="SHARE", help="of dense attention's time, in a sparse step")
+    goal.add_argument("--density", type=float, metavar="SHARE", help="of all blocks, in a sparse step")
+    goal.add_argument("--max-error", type=float, metavar="ERROR", help="predicted relative error of attention's output")
+    what = parser.add_argument_group("calibration")
+    what.add_argument("--prompts", metavar="FILE", help="one prompt a line (default: that of the model's demo)")
+    what.add_argument("--height", type=positive, metavar="PIXELS")
+    what.add_argument("--width", type=positive, metavar="PIXELS")
+    what.add_argument("--frames", type=positive, metavar="N")
+    what.add_argument("--steps", type=positive, metavar="N", help="denoiser steps of a run")
+    what.add_argument("--guidance", type=float, metavar="SCALE", help="guidance scale; 1 is off")
+    what.add_argument("--judge", type=positive, default=4, metavar="N", help="steps that are scored (default 4)")
+    what.add_argument("--rows", type=_rows, default=12, metavar="N|all", help="sampled tiles of queries (default 12)")
+    what.add_argument("--seed", type=int, default=0, metavar="N", help="of noise and sample (default 0)")
+    how = parser.add_argument_group("what may be chosen")
+    how.add_argument("--family", choices=("best", "plain", "foveal"), default="best", help="(default best)")
+    how.add_argument("--candidates", type=_names, metavar="LIST", help="only names that begin so, such as tube,frame")
+    how.add_argument("--dense-steps", type=_steps, default=0.25, metavar="N", help="number or share (default 0.25)")
+    how.add_argument("--refresh", type=_refresh, default=0.6, metavar="N", help="number, share or none (default 0.6)")
+    how.add_argument(
+        "--rule", choices=("budget", "sparse-vdit"), default="budget", help="sparse-vdit: as published, without a goal"
+    )
+    how.add_argument("--limit", type=float, default=1.0, help="the published rule's epsilon (default 1)")
+    how.add_argument("--rates", metavar="DEVICE", help="whose milliseconds count: cpu, h200 (default: this device)")
+    how.add_argument("--share", type=float, metavar="SHARE", help="of attention in a dense step (default: measured)")
+    run = parser.add_argument_group("how to run")
+    run.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
+    run.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
+    run.add_argument("--budget-minutes", type=float, metavar="N", help="what is not scored by then stays dense")
+    run.add_argument("--work", metavar="FILE", help="work file (default: that of the plan, with .work.jsonl)")
+    run.add_argument("--dry-run", action="store_true", help="print candidates, their cost and the time, and stop")
+    parser.set_defaults(run=main, parser=parser)
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Search as the arguments say."""
+    from visparse.cli.progress import Bar, wants_bar
+    from visparse.head_search.build import write_plan
+    from visparse.head_search.searcher import Searcher
+    from visparse.head_search.settings import SearchSettings, read_prompts
+    from visparse.measure.generate import load_pipeline
+    from visparse.measure.settings import read_demo_settings
+
+    beside = read_demo_settings(Path(arguments.model))
+    prompts = read_prompts(arguments.prompts) if arguments.prompts else [beside["prompt"]] if "prompt" in beside else []
+    if not prompts:
+        arguments.parser.error("argument --prompts: the model has no demo with a prompt, so a file is needed")
+    names = ("height", "width", "num_frames", "guidance_scale", "negative_prompt")
+    call = {name: beside[name] for name in names if name in beside}
+    given = {"height": arguments.height, "width": arguments.width, "num_frames": arguments.frames}
+    given["guidance_scale"] = arguments.guidance
+    call |= {name: value for name, value in given.items() if value is not None}
+    out = Path(arguments.out)
+    work = None if arguments.dry_run else Path(arguments.work or out.with_name(out.name + ".work.jsonl"))
+    direct = ("speedup", "attention", "density", "max_error", "family", "rule", "limit", "candidates", "dense_steps")
+    settings = SearchSettings(
+        prompts=tuple(prompts),
+        call=call,
+        steps=arguments.steps or beside.get("num_inference_steps"),
+        minutes=arguments.budget_minutes,
+        work=work,
+        **{name: getattr(arguments, name) for name in (*direct, "refresh", "judge", "rows", "seed", "rates", "share")},
+    )
+    pipe, _ = load_pipeline(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    bar = Bar() if wants_bar() else None
+    try:
+        searcher = Searcher(pipe, settings, progress=bar)
+        if arguments.dry_run:
+            outlook = searcher.outlook()
+            print(json.dumps({"schema": 1, **outlook.to_dict()}, indent=2) if arguments.json else outlook)
+            return 0
+        plan = searcher.search()
+    finally:
+        if bar is not None:
+            bar.close()
+    if searcher.rank == 0:
+        write_plan(plan, out)
+        print(json.dumps(plan.to_dict(), indent=2) if arguments.json else f"{plan.describe()}\nwritten to {out}")
+    return 0
+
+
+def _rows(text: str) -> int | None:
+    return None if text == "all" else positive(text)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _steps(text: str) -> int | float:
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"wanted a number of steps or a share such as 0.25, got {text!r}") from None
+
+
+def _refresh(text: str) -> int | float | None:
+    return None if text == "none" else _steps(text)

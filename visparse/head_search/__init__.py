@@ -1,0 +1,1 @@
+"""The offline search for plans: which pattern serves which head."""

@@ -1,0 +1,93 @@
+"""`visparse.search`: which pattern serves which head, found offline."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from visparse.head_search.settings import SearchSettings, read_prompts
+from visparse.patterns.base import Pattern
+from visparse.plan import SparsePlan
+from visparse.run import Progress
+
+
+def search(
+    target: Any,
+    *,
+    prompts: str | os.PathLike[str] | Sequence[str] | None = None,
+    inputs: Sequence[Sequence[Any]] = (),
+    speedup: float | None = None,
+    attention: float | None = None,
+    density: float | None = None,
+    max_error: float | None = None,
+    steps: int | None = None,
+    call: Mapping[str, Any] | None = None,
+    work: str | os.PathLike[str] | None = None,
+    candidates: Sequence[str] | None = None,
+    patterns: Mapping[str, Pattern] | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> SparsePlan:
+    """Search a plan: for every head the pattern with which the least is lost within one budget.
+
+    The model runs dense on the calibration prompts. At a few steps the error of every candidate is found for every
+    head, on a sample of queries, after the output projection and relative to the layer's output. One allocation over
+    all heads of all layers then spends the budget of measured milliseconds where it saves the most error. Nothing is
+    left on the model, also after an error.
+
+    Args:
+        target: a diffusers pipeline or a denoiser that runs dense.
+        prompts: path of a text file with one prompt a line, or the prompts; None for pipelines without any.
+        inputs: of a bare denoiser: runs, each a list with the keyword arguments of every step (or a list of them).
+        speedup: goal: the denoising of a run this many times faster, dense steps counted.
+        attention: goal: time of attention in a sparse step, as a share of dense attention.
+        density: goal: visited blocks in a sparse step, as a share of all.
+        max_error: goal: predicted relative error of attention's output; the cheapest plan below it.
+        steps: of a run; None: the pipeline's default.
+        call: further arguments of the pipeline's call, such as height, width, num_frames, guidance_scale.
+        work: path of a work file. With it a search that was stopped goes on where it was, and one with another goal
+            uses the same scores.
+        candidates: beginnings of the names of candidates; None: all of `visparse.head_search.candidates`.
+        patterns: more candidates, by name.
+        progress: told about every step.
+        settings: `family` (``"plain"``, ``"foveal"``, ``"best"``), `rule` (``"sparse-vdit"``: as published, with
+            `limit` as its epsilon), `dense_steps`, `refresh` (when what is reused is measured again), `judge` (steps
+            that are scored), `rows` (sampled tiles of queries; None: all), `every` (every so many of their queries), `seed`,
+            `rates` (device whose rates count; None: this one), `share` (of attention in a dense step; None: measured),
+            `minutes` (what is not scored by then stays dense), `name`.
+
+    Returns:
+        The plan; its `measured` holds what is predicted, its `notes` what is missing.
+
+    Raises:
+        ValueError: a setting is out of its range, the goal is beyond the ceiling or the budget too small, the work file
+            is of another search, or nothing could be scored.
+        TypeError: an unknown setting.
+        FileNotFoundError: no file of prompts.
+
+    Source: visparse's own; the idea is Sparse-vDiT's, arXiv 2506.03065.
+    """
+    from visparse.head_search.searcher import Searcher
+
+    if prompts is None:
+        texts: Sequence[str] = ()
+    elif isinstance(prompts, (str, os.PathLike)):
+        texts = read_prompts(os.fspath(prompts))
+    else:
+        texts = prompts
+    chosen = SearchSettings(
+        prompts=tuple(texts),
+        call=dict(call or {}),
+        steps=steps,
+        speedup=speedup,
+        attention=attention,
+        density=density,
+        max_error=max_error,
+        candidates=None if candidates is None else tuple(candidates),
+        patterns=dict(patterns or {}),
+        work=None if work is None else Path(work),
+        **settings,
+    )
+    return Searcher(target, chosen, inputs=inputs, progress=progress).search()
