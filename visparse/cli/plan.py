@@ -9,6 +9,7 @@ from typing import Any
 from visparse.cli import plan_check, plan_diff, plan_export, plan_show
 from visparse.cli.options import positive
 from visparse.cli.patterns import triple
+from visparse.cli.plan_options import PLAN_HELP, read_plan
 
 _SIZES = ("layers", "heads", "head_dim")
 
@@ -33,7 +34,7 @@ def add_parser(commands: Any) -> None:
 
 def _add_explain(kinds: Any) -> None:
     show = kinds.add_parser("explain", help="a table of the steps of a run, with block density and predicted time")
-    show.add_argument("plan", metavar="PLAN", help="name of a preset, or path of a plan file or its folder")
+    show.add_argument("plan", metavar="PLAN", help=PLAN_HELP)
     show.add_argument("--grid", type=triple, required=True, metavar="T,H,W", help="frames, height, width in tokens")
     show.add_argument("--text", type=int, default=0, metavar="N", help="text tokens in front of the grid (default 0)")
     show.add_argument("--steps", type=positive, default=50, metavar="N", help="steps of the run (default 50)")
@@ -47,10 +48,9 @@ def explain_plan(arguments: argparse.Namespace) -> int:
     """Print what a plan will do."""
     from visparse.explain import explain
     from visparse.layout import Layout
-    from visparse.presets import load_plan
     from visparse.rules import ModelFingerprint
 
-    plan = load_plan(arguments.plan)
+    plan = read_plan(arguments.plan)
     sizes: dict[str, Any] = {name: getattr(arguments, name) or getattr(plan.model, name, None) for name in _SIZES}
     missing = [f"--{name.replace('_', '-')}" for name, value in sizes.items() if value is None]
     if missing:

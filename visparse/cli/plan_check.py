@@ -56,9 +56,7 @@ def check(arguments: argparse.Namespace) -> int:
         found = {"plan": plan.name, "ok": not wrong, "checks": [one.to_dict() for one in checks], "notes": notes}
         print(json.dumps({"schema": 1, **found}, indent=2))
     else:
-        print(
-            f"ok     file: plan {plan.name!r}, schema {SCHEMA}, {len(plan.patterns)} pattern{'s' * (len(plan.patterns) != 1)}"
-        )
+        print(f"ok     file: plan {plan.name!r}, schema {SCHEMA}, size of its table of patterns: {len(plan.patterns)}")
         print("\n".join([*map(str, checks), *(f"note   {note}" for note in notes)]))
     if wrong:
         raise ValueError(f"{arguments.plan} does not pass: " + "; ".join(wrong))
