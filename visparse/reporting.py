@@ -158,9 +158,12 @@ def _model_report(name: str, session: Session, grid: tuple[int, int, int] | None
         layout = Layout(grid=grid)
         why = router.off_grid(layout)
         lists, stats = _preview(session, layout), [LayerStats() for _ in stats]
+    tiled: list[float | None] = [None] * len(stats)
+    if grid is not None and layout is not None and router.compensation is not None and why is None:
+        tiled = _preview_tiles(session, layout)
     layers = tuple(
-        _layer_report(route, counts, entry, layout is not None, why)
-        for route, counts, entry in zip(router.routes, stats, lists, strict=True)
+        _layer_report(route, counts, entry, share, layout is not None, why)
+        for route, counts, entry, share in zip(router.routes, stats, lists, tiled, strict=True)
     )
     impl, reasons = _impl(session, stats, lists)
     return ModelReport(
@@ -191,8 +194,23 @@ def _preview(session: Session, layout: Layout) -> list[BlockLists | None]:
     return [router.layer_lists(layer, layout, stage, device) for layer in range(router.model.layers)]
 
 
+def _preview_tiles(session: Session, layout: Layout) -> list[float | None]:
+    """Block density of each layer at the plan's last stage, where its heads see whole tiles; else None."""
+    from visparse.compensation.preview import tiled_density  # here, so that `import visparse` stays light
+
+    router = session.router
+    device = next(session.module.parameters()).device
+    stage = router.plan.last_stage(router.clock.total or 1, router.clock.sigmas)
+    return [tiled_density(router, layer, layout, stage, device) for layer in range(router.model.layers)]
+
+
 def _layer_report(
-    route: LayerRoute, stats: LayerStats, lists: BlockLists | None, known: bool, off: str | None
+    route: LayerRoute,
+    stats: LayerStats,
+    lists: BlockLists | None,
+    tiled: float | None,
+    known: bool,
+    off: str | None,
 ) -> LayerReport:
     counted = (
         stats.sparse or stats.dense or stats.measured or stats.fallbacks
@@ -209,7 +227,9 @@ def _layer_report(
         state = "dense"
         why = "dense layer" if route.router.plan.is_dense_layer(route.layer) else off or "dense pattern or step"
     density, block_density = (1.0, 1.0) if state == "dense" else (None, None)
-    if state == "sparse" and stats.compensated:
+    if tiled is not None and route.unserved is None:
+        state, why, density, block_density = "sparse", None, tiled, tiled
+    elif state == "sparse" and stats.compensated:
         density = block_density = float(stats.compensated_density) / stats.compensated
     elif state == "sparse":
         density, block_density = _over_calls(served, "density"), _over_calls(served, "block_density")

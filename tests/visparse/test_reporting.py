@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from visparse.compensation.tiles import tiles_for
 from visparse.layout import Layout
 from visparse.patterns import Neighborhood
 from visparse.plan import SparsePlan
@@ -158,3 +159,20 @@ def test_fallbacks_are_shown_and_json_holds_everything(session):
 
 def test_pattern_of_the_report_is_the_plans():
     assert PLAN.patterns["near"].resolve((2, 8, 8)) == Neighborhood(window=(1, 4, 4), stride=(1, 4, 4))
+
+
+def test_a_grid_for_a_plan_that_sees_whole_tiles(session):
+    plan = replace(
+        PLAN,
+        patterns=PLAN.patterns | {"chosen": PatternTemplate({"name": "top_k", "keep": 0.25})},
+        assignment=(Rule(pattern="chosen", layers=1, heads=0), Rule(pattern="all", layers=2)),
+        dense_steps=1,
+        proxies={},
+    )
+    session.router = Router(plan, MODEL, session.router.settings, Clock(plan.stage))
+    layers = make_report(plan, {"model": session}, (2, 8, 8)).models[0].layers
+    assert [layer.state for layer in layers] == ["dense", "sparse", "dense"]
+    tiles = tiles_for(Layout((2, 8, 8)), 32, 32, torch.device("cpu"))
+    near = float(tiles.widen(Neighborhood(window=(1, 4, 4), stride=(1, 4, 4))).float().mean())
+    assert 0 < near < 1
+    assert layers[1].block_density == pytest.approx((near + 0.25) / 2)

@@ -1,0 +1,60 @@
+"""What the sparse steps of a layer will visit, said before any run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from visparse.compensation.tiles import tile_blocks, tiles_for
+from visparse.layout import Layout
+from visparse.patterns import Pattern, Selector, Skip, TopK, TopP
+
+if TYPE_CHECKING:
+    from visparse.router import Router
+
+
+def tiled_density(router: Router, layer: int, layout: Layout, stage: int, device: torch.device) -> float | None:
+    """Return the block density of a layer whose heads see whole tiles.
+
+    Args:
+        router: of a plan with compensations or selectors.
+        layer: index of the layer.
+        layout: of the tokens.
+        stage: of the plan.
+        device: where patterns are compared with tiles.
+
+    Returns:
+        Visited blocks over all blocks, mean over heads; the middle of its range for `TopP`. None for a dense layer, and
+        where the plan's patterns keep their own masks.
+
+    Raises:
+        ValueError: a pattern does not fit the grid.
+    """
+    names = router.plan.names(layer, router.model.heads, stage)
+    if names is None:
+        return None
+    patterns = [router.plan.patterns[name].resolve(layout.grid) for name in names]
+    if router.plan.proxies is None and not any(isinstance(pattern, Selector) for pattern in patterns):
+        return None
+    usual = tile_blocks(router.model.head_dim)
+    tiles = tiles_for(layout, router.settings.block_q or usual[0], router.settings.block_k or usual[1], device)
+    shares: dict[Pattern, float] = {}
+    for pattern in patterns:
+        if pattern in shares:
+            continue
+        if isinstance(pattern, Skip):
+            shares[pattern] = 0.0
+            continue
+        share = _share(pattern)
+        inside = float(tiles.widen(pattern).float().mean()) if share is None else share
+        visited = inside * tiles.visual_q * tiles.visual_k
+        shares[pattern] = (visited + tiles.n_q * tiles.n_k - tiles.visual_q * tiles.visual_k) / (tiles.n_q * tiles.n_k)
+    return sum(shares[pattern] for pattern in patterns) / len(patterns)
+
+
+def _share(pattern: Pattern) -> float | None:
+    """Share of the tiles that a selector keeps; None for other patterns."""
+    if isinstance(pattern, TopK):
+        return pattern.keep
+    return (pattern.least + pattern.most) / 2 if isinstance(pattern, TopP) else None
