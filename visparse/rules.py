@@ -18,12 +18,24 @@ class ModelFingerprint:
         layers: number of attention layers that can be made sparse.
         heads: heads per layer.
         head_dim: channels per head.
+
+    Raises:
+        ValueError: a value that is not one of those.
     """
 
     model_class: str
     layers: int
     heads: int
     head_dim: int
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not isinstance(self.model_class, str) or not self.model_class:
+            raise ValueError(f"model: model_class must be the name of a class, got {self.model_class!r}")
+        for name in ("layers", "heads", "head_dim"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"model: {name} must be an int of at least 1, got {value!r}")
 
     def check(self, model: ModelFingerprint) -> None:
         """Refuse a model of another shape.

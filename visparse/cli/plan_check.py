@@ -65,6 +65,7 @@ def check(arguments: argparse.Namespace) -> int:
 
 def _models(plan: SparsePlan, arguments: argparse.Namespace) -> tuple[list[ModelFingerprint], list[str]]:
     """Shapes to check the plan against, and what a reader should know about them."""
+    from visparse.plan_view import DEFAULT_HEAD_DIM
     from visparse.rules import ModelFingerprint
 
     given = {name: getattr(arguments, name) for name in ("layers", "heads", "head_dim", "model_class")}
@@ -78,7 +79,7 @@ def _models(plan: SparsePlan, arguments: argparse.Namespace) -> tuple[list[Model
     own = plan.model
     shape: dict[str, Any] = {name: value or getattr(own, name, None) for name, value in given.items()}
     shape["model_class"] = shape["model_class"] or "any"
-    shape["head_dim"] = shape["head_dim"] or 64
+    shape["head_dim"] = shape["head_dim"] or DEFAULT_HEAD_DIM
     if shape["layers"] is None or shape["heads"] is None:
         if asked:
             raise ValueError(f"plan {plan.name!r} is for any model; give --layers and --heads, or --model")

@@ -118,6 +118,14 @@ def test_check_says_what_does_not_fit(capsys, file, tiny_folder):
             ": plan has an unknown key 'defualt'; did you mean 'default'",
         ),
         (lambda text: text.replace("neighborhood", "neighbourhood"), ": pattern 'near': "),
+        (
+            lambda text: text.replace('"heads": 2', '"heads": "2"'),
+            ": model: heads must be an int of at least 1, got '2'",
+        ),
+        (
+            lambda text: text.replace('"WanTransformer3DModel"', "[]"),
+            ": model: model_class must be the name of a class",
+        ),
         (lambda text: "[]", ": a plan must be a JSON object, got list"),
     ],
 )
