@@ -54,9 +54,9 @@ def search(
         progress: told about every step.
         settings: `family` (``"plain"``, ``"foveal"``, ``"best"``), `rule` (``"sparse-vdit"``: as published, with
             `limit` as its epsilon), `dense_steps`, `refresh` (when what is reused is measured again), `judge` (steps
-            that are scored), `rows` (sampled tiles of queries; None: all), `every` (every so many of their queries), `seed`,
-            `rates` (device whose rates count; None: this one), `share` (of attention in a dense step; None: measured),
-            `minutes` (what is not scored by then stays dense), `name`.
+            that are scored), `rows` (sampled tiles of queries; None: all), `every` (every so many of their queries),
+            `seed`, `rates` (device whose rates count; None: this one), `share` (of attention in a dense step; None:
+            measured), `minutes` (what is not scored by then stays dense), `name`.
 
     Returns:
         The plan; its `measured` holds what is predicted, its `notes` what is missing.

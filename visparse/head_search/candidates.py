@@ -27,6 +27,8 @@ from visparse.patterns import (
 
 FAMILIES = ("plain", "foveal")
 _KEEPS = (32, 16, 8, 4, 2)
+# Patterns by position that keep their shape when they are widened to tiles.
+_WIDENED = ("dense", "skip", "near4", "near2", "frame", "frame4", "frame2", "tube4", "rows", "columns", "sink_tube4")
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ def make_candidates(
     for family in families:
         if family not in FAMILIES:
             raise ValueError(f"family: wanted some of {', '.join(FAMILIES)}, got {family!r}; use one of them")
-    library = {**_library(layout), **(patterns or {})}
+    own = patterns or {}
+    library = {**_library(layout), **own}
     for keep in _KEEPS:
         library.setdefault(f"top{keep}", TopK(keep=1 / keep, score="mass_variance", refresh=refresh))
     for wanted in names or ():
@@ -103,6 +106,8 @@ def make_candidates(
             if isinstance(pattern, Selector):
                 if family == "foveal":
                     kept.append(Candidate(name, family, pattern))
+                continue
+            if family == "foveal" and name not in _WIDENED and name not in own:
                 continue
             reason = _obstacle(pattern, layout)
             if reason is None:

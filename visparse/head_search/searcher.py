@@ -35,6 +35,7 @@ from visparse.plan import SparsePlan
 from visparse.run import Progress
 
 Inputs = Sequence[Any]
+_USELESS = 0.9  # relative error of attention that is no better than no attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,10 +232,10 @@ class Searcher:
         if not found:
             raise refused[0]
         best = min(found, key=lambda one: one.milliseconds if settings.max_error is not None else one.error)
-        if best.error >= 1:
+        if best.error >= _USELESS:
             raise ValueError(
                 f"{settings.goal}: the best plan within {getattr(settings, settings.goal)} has a predicted error of "
-                f"{best.error:.0%} of attention's output, as much as skipping it all; ask for less"
+                f"{best.error:.0%} of attention's output, about as much as skipping it all; ask for less"
             )
         return best
 

@@ -1,0 +1,238 @@
+"""A transformer whose heads are built for one thing each: the search finds what each is for."""
+
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import visparse
+from visparse.adapter import ADAPTERS, Adapter
+from visparse.head_search.build import write_plan
+from visparse.layout import Layout
+from visparse.plan import SparsePlan
+from visparse.session import session_of
+
+GRID, SIZE, STEPS = (4, 16, 16), 32, 4
+ROLES = (
+    ("spatial", "temporal", "striped", "global", "useless"),
+    ("useless", "global", "temporal", "spatial", "striped"),
+)
+LABELS = {
+    "spatial": {"frame"},
+    "temporal": {"tube8", "tube4"},
+    "striped": {"stripes4"},
+    "global": {"dense"},
+    "useless": {"skip"},
+}
+
+
+class Processor:
+    def __call__(self, attn, hidden_states):
+        batch, tokens, _ = hidden_states.shape
+        v = attn.to_v(hidden_states).view(batch, tokens, -1, SIZE).transpose(1, 2)
+        q, k = (table.expand(batch, -1, -1, -1).contiguous() for table in (attn.q, attn.k))
+        out = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        return attn.to_out[0](out.transpose(1, 2).flatten(2))
+
+
+class Attention(nn.Module):
+    def __init__(self, roles):
+        super().__init__()
+        width, layout = len(roles) * SIZE, Layout(GRID)
+        at, place = layout.coordinates(), torch.arange(layout.visual) % (GRID[1] * GRID[2])
+        frames = 30.0 * F.one_hot(at[:, 0], SIZE).float()
+        codes = torch.randn(GRID[1] * GRID[2], SIZE).sign()[place]
+        stripes = torch.zeros(layout.visual, SIZE)
+        stripes[:, 0] = 40.0 * (torch.arange(layout.visual) % 128 < 32)
+        one = torch.zeros(layout.visual, SIZE)
+        one[:, 0] = 1.0
+        tables = {
+            "spatial": (frames / 30, frames),
+            "temporal": (codes, 2 * codes),
+            "striped": (one, stripes),
+            "global": (0 * one, one),
+            "useless": (codes, codes),
+        }
+        self.q, self.k = (
+            nn.Parameter(torch.stack([tables[role][i] for role in roles])[None], requires_grad=False) for i in (0, 1)
+        )
+        self.to_v = nn.Linear(width, width, bias=False)
+        self.to_out = nn.ModuleList([nn.Linear(width, width, bias=False)])
+        seen = {"spatial": 256, "temporal": 4, "striped": 256, "global": 1024, "useless": 1}
+        with torch.no_grad():  # each head but the useless one contributes as much
+            for head, role in enumerate(roles):
+                part = slice(head * SIZE, (head + 1) * SIZE)
+                self.to_out[0].weight[:, part] *= 0.0 if role == "useless" else seen[role] ** 0.5
+        self.processor = Processor()
+
+    def forward(self, x):
+        return self.processor(self, x)
+
+
+class Synthetic(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(num_attention_heads=len(ROLES[0]), attention_head_dim=SIZE)
+        self.blocks = nn.ModuleList(nn.ModuleDict({"attn1": Attention(roles)}) for roles in ROLES)
+
+    def forward(self, hidden_states, timestep):
+        for block in self.blocks:
+            hidden_states = F.layer_norm(hidden_states + block["attn1"](hidden_states), hidden_states.shape[-1:])
+        return hidden_states
+
+
+@pytest.fixture
+def model(monkeypatch):
+    home = ModuleType("synthetic_adapter")
+    home.ADAPTER = Adapter(
+        model_class="Synthetic", attention="blocks.*.attn1", layout=lambda config, arguments: Layout(GRID)
+    )
+    monkeypatch.setitem(sys.modules, "synthetic_adapter", home)
+    monkeypatch.setitem(ADAPTERS, "Synthetic", "synthetic_adapter")
+    torch.manual_seed(0)
+    return Synthetic().eval()
+
+
+def make_inputs(runs=1):
+    generator = torch.Generator().manual_seed(1)
+    width = len(ROLES[0]) * SIZE
+    found = []
+    for _ in range(runs):
+        base = torch.randn(1, 1024, width, generator=generator)
+        steps = [base + 0.4 * torch.randn(1, 1024, width, generator=generator) for _ in range(STEPS)]
+        found.append([{"hidden_states": x, "timestep": torch.tensor(4.0 - i)} for i, x in enumerate(steps)])
+    return found
+
+
+def test_every_head_gets_its_label(model):
+    before = [block["attn1"].processor for block in model.blocks]
+    plan = visparse.search(model, inputs=make_inputs(), max_error=0.02, family="plain", judge=2, rows=4, dense_steps=1)
+    for layer, roles in enumerate(ROLES):
+        names = plan.names(layer, len(roles), 1)
+        assert names is not None
+        for role, name in zip(roles, names, strict=True):
+            assert name in LABELS[role], (layer, role, name)
+    assert plan.measured["predicted"]["error"] <= 0.02
+    assert [block["attn1"].processor for block in model.blocks] == before
+    assert session_of(model) is None
+    assert plan.made_for == GRID
+
+
+@pytest.mark.parametrize("family", ["plain", "foveal"])
+def test_prediction_is_what_the_plan_does(model, tmp_path, family):
+    inputs = make_inputs()
+    settings = {"judge": 1, "rows": None, "every": 1, "dense_steps": 1, "refresh": None, "family": family}
+    plan = visparse.search(model, inputs=inputs, attention=0.4, **settings)
+    path = write_plan(plan, tmp_path / "plan.json")
+    assert SparsePlan.from_pretrained(path).to_dict() == plan.to_dict()
+    assert path.stat().st_size < 6000
+    seen = {}
+    first = model.blocks[0]["attn1"]
+    hook = first.register_forward_hook(lambda module, args, out: seen.setdefault(len(seen), out))
+    with torch.no_grad():
+        model(**inputs[0][1])
+        with visparse.sparsify(model, plan):
+            for arguments in inputs[0][:2]:
+                model(**arguments)
+    hook.remove()
+    error = float((seen[2] - seen[0]).norm() / seen[0].norm())
+    # heads are judged one by one: their errors are added up as if they were independent
+    assert error == pytest.approx(plan.measured["layers"]["0"][0], rel=0.25)
+
+
+def test_a_search_that_was_stopped_gives_the_same_plan(model, tmp_path, monkeypatch):
+    from visparse.head_search.work import WorkFile
+
+    settings = {"attention": 0.3, "judge": 2, "rows": 2, "dense_steps": 1, "refresh": None}
+    settings["candidates"] = ["frame", "tube", "top8", "stripes4"]
+    inputs = make_inputs(2)
+    work = tmp_path / "a.jsonl"
+    score = WorkFile.score
+
+    def stop(self, key, found):
+        if len(self.scores) == 5:
+            raise KeyboardInterrupt
+        score(self, key, found)
+
+    monkeypatch.setattr(WorkFile, "score", stop)
+    with pytest.raises(KeyboardInterrupt):
+        visparse.search(model, inputs=inputs, work=work, **settings)
+    assert session_of(model) is None
+    monkeypatch.setattr(WorkFile, "score", score)
+    lines = work.read_text().splitlines()
+    assert len(lines) == 8  # the header, the facts, five scores, the end of the first run
+    with work.open("a") as file:
+        file.write('{"key": [1, 2')  # as a kill leaves it
+    resumed = visparse.search(model, inputs=inputs, work=work, **settings)
+    one_go = tmp_path / "b.jsonl"
+    one_go.write_text("\n".join(lines[:2]) + "\n")  # the same share and date
+    whole = visparse.search(model, inputs=inputs, work=one_go, **settings)
+    paths = [write_plan(plan, tmp_path / f"{i}.json") for i, plan in enumerate((resumed, whole))]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    # another goal uses the same scores: nothing is run
+    with monkeypatch.context() as patch:
+        patch.setattr(Synthetic, "forward", None)
+        cheaper = visparse.search(model, inputs=inputs, work=work, **{**settings, "attention": 0.15})
+    assert cheaper.measured["predicted"]["error"] >= whole.measured["predicted"]["error"]
+    with pytest.raises(ValueError, match="belongs to a search with judge=2, this one has 1"):
+        visparse.search(model, inputs=inputs, work=work, **{**settings, "judge": 1})
+
+
+def test_the_published_rule_has_its_own_name(model):
+    settings = {"judge": 1, "rows": 2, "dense_steps": 1, "rule": "sparse-vdit"}
+    plan = visparse.search(model, inputs=make_inputs(), limit=1e6, **settings)
+    modes = {name for layer in (0, 1) for name in plan.names(layer, 5, 1)}
+    assert modes <= {"skip", "band8", "diagonals8", "stripes8"}
+    strict = visparse.search(model, inputs=make_inputs(), limit=1e-9, **settings)
+    assert all(strict.names(layer, 5, 1) is None for layer in (0, 1))
+    assert strict.measured["goal"] == {"sparse-vdit": 1e-9}
+
+
+def test_impossible_wishes_are_refused_before_scoring(model, monkeypatch):
+    from visparse.head_search.score import Scorer
+
+    monkeypatch.setattr(Scorer, "judge", None)
+    with pytest.raises(
+        ValueError, match=r"speedup: 50.0 is beyond the ceiling: attention is 50% .* at most 1.6. times"
+    ):
+        visparse.search(model, inputs=make_inputs(), speedup=50.0, share=0.5, dense_steps=1, family="plain")
+    with pytest.raises(ValueError, match=r"attention's share of a step was measured on cpu, the rates are of 'h200'"):
+        visparse.search(model, inputs=make_inputs(), speedup=1.2, dense_steps=1, rates="h200")
+    with pytest.raises(ValueError, match="no attention was measured on 'abacus' .*measured: cpu"):
+        visparse.search(model, inputs=make_inputs(), attention=0.3, dense_steps=1, rates="abacus")
+    with pytest.raises(ValueError, match="inputs: wanted them for a bare denoiser"):
+        visparse.search(model, attention=0.3)
+    with (
+        visparse.sparsify(model, "neighborhood", window=3, stride=1, dense_steps=0),
+        pytest.raises(ValueError, match="this one is sparsified; call visparse.restore"),
+    ):
+        visparse.search(model, inputs=make_inputs(), attention=0.3, dense_steps=1)
+    assert session_of(model) is None
+
+
+def test_a_budget_that_is_too_small_is_refused(model):
+    settings = {"inputs": make_inputs(), "judge": 1, "rows": 1, "dense_steps": 1, "family": "plain"}
+    with pytest.raises(ValueError, match=r"attention: the best plan within 1e-06 has a predicted error of (9|1\d)\d%"):
+        visparse.search(model, attention=1e-6, **settings)
+    with pytest.raises(ValueError, match=r"search: nothing was scored \(the time .* was over.*give it more minutes"):
+        visparse.search(model, attention=0.3, minutes=1e-9, **settings)
+
+
+def test_a_partial_result_keeps_other_layers_dense(model, tmp_path, monkeypatch):
+    from visparse.head_search import capture
+    from visparse.head_search.work import WorkFile
+
+    score = WorkFile.score
+
+    def over(self, key, found):
+        score(self, key, found)
+        raise capture.OutOfTimeError
+
+    monkeypatch.setattr(WorkFile, "score", over)
+    plan = visparse.search(model, inputs=make_inputs(), attention=0.8, judge=1, rows=1, dense_steps=1, family="plain")
+    assert plan.is_dense_layer(1)
+    assert not plan.is_dense_layer(0)
+    assert "partial: 1 of 2 layers were not scored and stay dense" in plan.notes
