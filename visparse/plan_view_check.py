@@ -7,9 +7,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
+
+from visparse.compensation.tiles import tile_blocks, tiles_for
 from visparse.explain import explain
 from visparse.explain_costs import Range
 from visparse.layout import Layout
+from visparse.patterns import Pattern, Skip
 from visparse.plan import SparsePlan
 from visparse.plan_view import DEFAULT_HEAD_DIM, head_tables
 from visparse.plan_view_text import grid_text, model_text
@@ -72,7 +76,8 @@ def block_densities(
     """Visited blocks / all blocks of patterns on a grid, as the CPU's blocks are.
 
     Args:
-        plan: the plan; with proxies, its patterns are widened to tiles when it runs, which is not counted here.
+        plan: the plan; with proxies, patterns are widened to tiles, as they are when it runs. Heads beside a selector
+            in a layer without proxies are widened too, which depends on the layer and is not counted.
         names: names of its table, parts of lists with one per head among them.
         grid: (frames, height, width), in tokens.
         head_dim: size of a head; it decides about the size of blocks.
@@ -99,10 +104,20 @@ def block_densities(
         )
         model = ModelFingerprint(model_class="any", layers=1, heads=1, head_dim=head_dim)
         try:
+            if plan.proxies is not None and name not in plan.selectors:
+                share = _tiled(plan.patterns[name].resolve(grid), Layout(grid), head_dim)
+                found[name] = share, share
+                continue
             found[name] = explain(alone, model, Layout(grid), 2).stretches[-1].block_density
         except ValueError as error:
             raise ValueError(f"pattern {name!r}: {error}") from error
     return found
+
+
+def _tiled(pattern: Pattern, layout: Layout, head_dim: int) -> float:
+    """Block density of a pattern that is widened to tiles."""
+    tiles = tiles_for(layout, *tile_blocks(head_dim), torch.device("cpu"))
+    return 0.0 if isinstance(pattern, Skip) else float(tiles.widen(pattern).float().mean())
 
 
 def names_used(plan: SparsePlan, model: ModelFingerprint | None = None) -> list[str]:

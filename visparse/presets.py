@@ -116,7 +116,8 @@ PRESETS = {
 
 AUTO = "auto"
 SAFEST = "radial"
-"""What `"auto"` means for a model without a plan: of the presets the one that keeps pictures best without a search."""
+"""What `"auto"` means for a model without a plan. Of the sparse presets that keep nothing between steps, and so run
+with any number of steps and no memory of their own, it is the one that keeps pictures best."""
 
 
 def auto_plan(target: object) -> SparsePlan:

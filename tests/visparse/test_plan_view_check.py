@@ -4,7 +4,9 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
+from visparse.compensation.tiles import tiles_for
 from visparse.estimates import estimate
 from visparse.layout import Layout
 from visparse.patterns import Neighborhood, PerHead, Skip, TopK, TopP
@@ -93,6 +95,18 @@ def test_densities_of_selectors_and_lists():
         "mix[1]": (near, near),
     }
     assert "p 10.0% to 50.0%" in check_plan(plan, [], [GRID], 5)[1].text
+
+
+def test_proxies_widen_patterns_to_tiles():
+    plan = SparsePlan(name="t", patterns={"near": NEAR, "off": Skip()}, default="near", proxies={})
+    exact = block_densities(replace(plan, proxies=None), ["near", "off"], GRID)
+    tiled = block_densities(plan, ["near", "off"], GRID)
+    assert tiled["off"] == (0.0, 0.0)
+    tiles = tiles_for(Layout(GRID), 192, 128, torch.device("cpu"))
+    wanted = sum(map(sum, tiles.widen(NEAR).tolist())) / (tiles.n_q * tiles.n_k)
+    assert tiled["near"] == pytest.approx((wanted, wanted))
+    assert 0 < wanted < 1
+    assert tiled["near"] != exact["near"]
 
 
 def test_a_plan_without_sparse_heads():
