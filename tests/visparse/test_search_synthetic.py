@@ -201,13 +201,13 @@ def test_impossible_wishes_are_refused_before_scoring(model, monkeypatch):
         visparse.search(model, inputs=make_inputs(), speedup=50.0, share=0.5, dense_steps=1, family="plain")
     with pytest.raises(ValueError, match=r"attention's share of a step was measured on cpu, the rates are of 'h200'"):
         visparse.search(model, inputs=make_inputs(), speedup=1.2, dense_steps=1, rates="h200")
-    with pytest.raises(ValueError, match="no attention was measured on 'abacus' .*measured: cpu"):
+    with pytest.raises(ValueError, match=r"no attention was measured on 'abacus' .*measured: cpu"):
         visparse.search(model, inputs=make_inputs(), attention=0.3, dense_steps=1, rates="abacus")
     with pytest.raises(ValueError, match="inputs: wanted them for a bare denoiser"):
         visparse.search(model, attention=0.3)
     with (
         visparse.sparsify(model, "neighborhood", window=3, stride=1, dense_steps=0),
-        pytest.raises(ValueError, match="this one is sparsified; call visparse.restore"),
+        pytest.raises(ValueError, match=r"this one is sparsified; call visparse.restore"),
     ):
         visparse.search(model, inputs=make_inputs(), attention=0.3, dense_steps=1)
     assert session_of(model) is None

@@ -53,7 +53,7 @@ def test_another_search_and_damage_are_refused(tmp_path):
 
 
 def test_settings_are_checked():
-    with pytest.raises(ValueError, match="goal: wanted exactly one of speedup, .*, got none"):
+    with pytest.raises(ValueError, match=r"goal: wanted exactly one of speedup, .*, got none"):
         SearchSettings()
     with pytest.raises(ValueError, match="got speedup and density"):
         SearchSettings(speedup=2.0, density=0.5)
@@ -76,10 +76,10 @@ def test_settings_are_checked():
 
 
 def test_prompts_come_from_a_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="prompts: no file .*none.txt; wanted a text file"):
+    with pytest.raises(FileNotFoundError, match=r"prompts: no file .*none.txt; wanted a text file"):
         read_prompts(tmp_path / "none.txt")
     (tmp_path / "p.txt").write_text("a cat\n\n  a dog \n", encoding="utf-8")
     assert read_prompts(tmp_path / "p.txt") == ["a cat", "a dog"]
     (tmp_path / "p.txt").write_text("\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="p.txt holds no prompt; write one a line"):
+    with pytest.raises(ValueError, match=r"p.txt holds no prompt; write one a line"):
         read_prompts(tmp_path / "p.txt")

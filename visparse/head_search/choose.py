@@ -81,49 +81,62 @@ class Table:
         Raises:
             ValueError: the budget is too small.
         """
-        places, scored = self.candidates.of(family), self.layers
-        heads = len(self.error[scored[0]][places[0]] or ())
-        prices = self.costs.milliseconds if density is None else self.costs.block_density
-        whole = self.costs.dense if density is None else 1.0
-        items, options = [], []
-        for index, layer in enumerate(scored):
-            weight = 1.0 if weights is None else weights[index]
-            for head in range(heads):
-                known = [place for place in places if self.error[layer][place] is not None]
-                options.append(known)
-                items.append([Option(prices[p], weight * self.error[layer][p][head]) for p in known])  # type: ignore[index]
-        if max_error is not None:
+        scored = self.layers
+        heads = len(self.error[scored[0]][self.candidates.of(family)[0]] or ())
+        whole = (self.costs.dense if density is None else 1.0) * heads
+        budget = (attention or density or 0.0) * whole * layers - whole * (layers - len(scored))
+        if max_error is None and budget <= 0:
+            raise ValueError(
+                f"budget: {layers - len(scored)} of {layers} layers were not scored and stay dense, which is more "
+                "than the budget; give the search more minutes"
+            )
+        awake: set[tuple[int, int]] = set()
+        while True:
+            names, options, items = self._items(family, heads, density is not None, weights, awake)
             try:
-                found = cheapest(items, max_error**2 * len(scored))
+                found = allocate(items, budget) if max_error is None else cheapest(items, max_error**2 * len(scored))
             except ValueError as error:
-                raise ValueError(f"max_error: {error}") from None
-        else:
-            share = attention if density is None else density
-            budget = (share or 0.0) * whole * heads * layers - whole * heads * (layers - len(scored))
-            if budget <= 0:
-                raise ValueError(
-                    f"budget: {layers - len(scored)} of {layers} layers were not scored and stay dense, which is more "
-                    "than the budget; give the search more minutes"
-                )
-            found = allocate(items, budget)
-        names = [(layer, head) for layer in scored for head in range(heads)]
-        picked = {name: own[pick] for name, own, pick in zip(names, options, found.picks, strict=True)}
-        if family != "plain":
-            self._wake(picked, heads)
-        return self._chosen(family, picked, layers, heads, found)
+                raise ValueError(f"{family} family: {error}") from None
+            picked = {name: own[pick] for name, own, pick in zip(names, options, found.picks, strict=True)}
+            more = set() if family == "plain" else self._asleep(picked, heads)
+            if not more:
+                return self._chosen(family, picked, layers, heads, found)
+            awake |= more
 
-    def _wake(self, picked: dict[tuple[int, int], int], heads: int) -> None:
-        """Give one head of a layer that skips them all a little: compensations need a head that sees something."""
-        kept, prices = self.candidates.kept, self.costs.milliseconds
+    def _items(
+        self,
+        family: str,
+        heads: int,
+        by_density: bool,
+        weights: Sequence[float] | None,
+        awake: set[tuple[int, int]],
+    ) -> tuple[list[tuple[int, int]], list[list[int]], list[list[Option]]]:
+        """Heads, the places of their candidates, and these as options; a head that is awake is not skipped."""
+        prices = self.costs.block_density if by_density else self.costs.milliseconds
+        names, options, items = [], [], []
+        for index, layer in enumerate(self.layers):
+            weight = 1.0 if weights is None else weights[index]
+            known = [place for place in self.candidates.of(family) if self.error[layer][place] is not None]
+            for head in range(heads):
+                skips = (layer, head) not in awake
+                own = [p for p in known if skips or not isinstance(self.candidates.kept[p].pattern, Skip)]
+                names.append((layer, head))
+                options.append(own)
+                items.append([Option(prices[p], weight * self._at(layer, p, head)) for p in own])
+        return names, options, items
+
+    def _asleep(self, picked: Mapping[tuple[int, int], int], heads: int) -> set[tuple[int, int]]:
+        """One head of each layer that skips them all: the one that gains most. Compensations need a head that sees."""
+        kept, prices, found = self.candidates.kept, self.costs.milliseconds, set()
         for layer in self.layers:
             own = [picked[layer, head] for head in range(heads)]
-            if not all(isinstance(kept[place].pattern, Skip) for place in own):
-                continue
-            seeing = [p for p in self.candidates.of(kept[own[0]].family) if not isinstance(kept[p].pattern, Skip)]
-            place = min(seeing, key=lambda p: prices[p])
-            errors = self.error[layer]
-            gains = [errors[own[head]][head] - errors[place][head] for head in range(heads)]  # type: ignore[index]
-            picked[layer, max(range(heads), key=gains.__getitem__)] = place
+            if all(isinstance(kept[place].pattern, Skip) for place in own):
+                places = self.candidates.of(kept[own[0]].family)
+                seeing = [place for place in places if not isinstance(kept[place].pattern, Skip)]
+                least = min(seeing, key=lambda place: prices[place])
+                gains = [self._at(layer, own[head], head) - self._at(layer, least, head) for head in range(heads)]
+                found.add((layer, max(range(heads), key=gains.__getitem__)))
+        return found
 
     def by_paper(self, layers: int, *, limit: float) -> Chosen:
         """Sparse-vDiT's rule, with the modes that `paper_modes` finds among the candidates.

@@ -1,0 +1,89 @@
+"""`visparse search` end to end on a tiny random pipeline."""
+
+import json
+
+import pytest
+import torch
+
+import visparse
+from visparse.cli import main
+from visparse.measure.generate import load_pipeline
+from visparse.plan import SparsePlan
+
+SIZE = ["--height", "32", "--width", "48", "--frames", "5", "--guidance", "3", "--steps", "6", "--judge", "2"]
+SHAPE = {"height": 32, "width": 48, "num_frames": 5, "guidance_scale": 3.0}
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_text("a cat\na dog\n", encoding="utf-8")
+    return str(path)
+
+
+def test_the_file_is_a_plan_that_runs(tiny_folder, tmp_path, prompts, capsys):
+    out = tmp_path / "found" / "plan.json"
+    given = ["search", "--model", str(tiny_folder), "--prompts", prompts, "--out", str(out), "--device", "cpu", *SIZE]
+    assert main([*given, "--density", "0.6"]) == 0
+    printed = capsys.readouterr().out
+    assert f"written to {out}" in printed
+    plan = SparsePlan.from_pretrained(out)
+    assert plan.model.layers == 2
+    assert plan.made_for == (2, 4, 6)
+    assert plan.measured["calibration"]["runs"] == 2
+    assert 0 < plan.measured["predicted"]["error"] < 0.9
+    assert plan.measured["predicted"]["block_density"] <= 0.6
+    assert plan.measured["device"]["type"] == "cpu"
+    lines = [json.loads(line) for line in (tmp_path / "found" / "plan.json.work.jsonl").read_text().splitlines()]
+    # 2 prompts, 2 steps, 2 branches, 2 layers
+    assert sum("key" in line for line in lines) == 16
+    assert {line["key"][2] for line in lines if "key" in line} == {"transformer:cond", "transformer:uncond"}
+
+    before = out.read_bytes()
+    assert main([*given, "--density", "0.6"]) == 0
+    assert out.read_bytes() == before
+    assert main([*given, "--density", "0.6", "--seed", "1"]) == 1
+    assert "it belongs to a search with seed=0, this one has 1" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+    pipe, _ = load_pipeline(tiny_folder, device="cpu")
+    with visparse.sparsify(pipe, str(out), strict=True) as handle:
+        pipe("a bird", num_inference_steps=6, output_type="latent", generator=torch.Generator().manual_seed(0), **SHAPE)
+        assert handle.report().to_dict()
+
+
+def test_dry_run_prints_candidates_and_time(tiny_folder, tmp_path, prompts, capsys):
+    out = tmp_path / "plan.json"
+    given = ["search", "--model", str(tiny_folder), "--prompts", prompts, "--out", str(out), "--device", "cpu", *SIZE]
+    assert main([*given, "--attention", "0.9", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    for part in (
+        "grid 2x4x6 = 48 tokens",
+        "foveal  top8",
+        "plain   skip",
+        "left out:",
+        "2 runs of 6 steps",
+        "s in all",
+    ):
+        assert part in text
+    assert main([*given, "--attention", "0.9", "--dry-run", "--json", "--candidates", "near,top8"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {one["name"] for one in found["candidates"]} == {"dense", "skip", "near8", "near4", "near2", "top8"}
+    assert found["seconds"] > 0
+    assert list(tmp_path.iterdir()) == [tmp_path / "prompts.txt"]
+
+
+def test_bad_input(tiny_folder, tmp_path, prompts, capsys):
+    given = ["search", "--model", str(tiny_folder), "--out", str(tmp_path / "plan.json"), "--device", "cpu", *SIZE]
+    assert main([*given, "--prompts", str(tmp_path / "none.txt"), "--attention", "0.5"]) == 1
+    assert "prompts: no file" in capsys.readouterr().err
+    assert main([*given, "--prompts", prompts]) == 1
+    assert "goal: wanted exactly one of speedup, attention, density, max_error, got none" in capsys.readouterr().err
+    assert main([*given, "--prompts", prompts, "--speedup", "30"]) == 1
+    error = capsys.readouterr().err
+    assert "speedup: 30.0 is beyond the ceiling" in error
+    assert "times with none" in error
+    with pytest.raises(SystemExit):
+        main([*given, "--attention", "0.5"])
+    assert "the model has no demo with a prompt" in capsys.readouterr().err
+    assert not (tmp_path / "plan.json").exists()
