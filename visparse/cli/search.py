@@ -50,6 +50,7 @@ def add_parser(commands: Any) -> None:
     run.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     run.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     run.add_argument("--budget-minutes", type=float, metavar="N", help="what is not scored by then stays dense")
+    run.add_argument("--refine", type=int, default=0, metavar="N", help="judge N allocations by the model's output")
     run.add_argument("--work", metavar="FILE", help="work file (default: that of the plan, with .work.jsonl)")
     run.add_argument("--dry-run", action="store_true", help="print candidates, their cost and the time, and stop")
     parser.set_defaults(run=main, parser=parser)
@@ -82,7 +83,10 @@ def main(arguments: argparse.Namespace) -> int:
         steps=arguments.steps or beside.get("num_inference_steps"),
         minutes=arguments.budget_minutes,
         work=work,
-        **{name: getattr(arguments, name) for name in (*direct, "refresh", "judge", "rows", "seed", "rates", "share")},
+        **{
+            name: getattr(arguments, name)
+            for name in (*direct, "refresh", "judge", "rows", "seed", "rates", "share", "refine")
+        },
     )
     pipe, _ = load_pipeline(arguments.model, device=arguments.device, dtype=arguments.dtype)
     bar = Bar() if wants_bar() else None

@@ -56,7 +56,8 @@ def search(
             `limit` as its epsilon), `dense_steps`, `refresh` (when what is reused is measured again), `judge` (steps
             that are scored), `rows` (sampled tiles of queries; None: all), `every` (every so many of their queries),
             `seed`, `rates` (device whose rates count; None: this one), `share` (of attention in a dense step; None:
-            measured), `minutes` (what is not scored by then stays dense), `name`.
+            measured), `minutes` (what is not scored by then stays dense), `refine` (so many allocations are judged by
+            the model's output on two prompts, and the best one is taken; 0: none), `name`.
 
     Returns:
         The plan; its `measured` holds what is predicted, its `notes` what is missing.

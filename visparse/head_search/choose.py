@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from visparse.head_search.allocate import Allocation, Option, allocate, cheapest
@@ -67,6 +67,7 @@ class Table:
         density: float | None = None,
         max_error: float | None = None,
         weights: Sequence[float] | None = None,
+        only: Callable[[Candidate], bool] | None = None,
     ) -> Chosen:
         """One allocation over all heads of all layers.
 
@@ -77,6 +78,7 @@ class Table:
             density: share of the blocks.
             max_error: predicted relative error.
             weights: by how much the errors of each scored layer count; None: 1.
+            only: which candidates may be chosen; None: all of the family.
 
         Raises:
             ValueError: the budget is too small.
@@ -92,7 +94,7 @@ class Table:
             )
         awake: set[tuple[int, int]] = set()
         while True:
-            names, options, items = self._items(family, heads, density is not None, weights, awake)
+            names, options, items = self._items(family, heads, density is not None, weights, only, awake)
             try:
                 found = allocate(items, budget) if max_error is None else cheapest(items, max_error**2 * len(scored))
             except ValueError as error:
@@ -109,6 +111,7 @@ class Table:
         heads: int,
         by_density: bool,
         weights: Sequence[float] | None,
+        only: Callable[[Candidate], bool] | None,
         awake: set[tuple[int, int]],
     ) -> tuple[list[tuple[int, int]], list[list[int]], list[list[Option]]]:
         """Heads, the places of their candidates, and these as options; a head that is awake is not skipped."""
@@ -116,7 +119,11 @@ class Table:
         names, options, items = [], [], []
         for index, layer in enumerate(self.layers):
             weight = 1.0 if weights is None else weights[index]
-            known = [place for place in self.candidates.of(family) if self.error[layer][place] is not None]
+            known = [
+                place
+                for place in self.candidates.of(family)
+                if self.error[layer][place] is not None and (only is None or only(self.candidates.kept[place]))
+            ]
             for head in range(heads):
                 skips = (layer, head) not in awake
                 own = [p for p in known if skips or not isinstance(self.candidates.kept[p].pattern, Skip)]

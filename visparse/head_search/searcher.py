@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -25,6 +25,7 @@ from visparse.head_search.capture import (
 from visparse.head_search.choose import Chosen, Table
 from visparse.head_search.costs import Costs, make_costs
 from visparse.head_search.outlook import Outlook
+from visparse.head_search.refine import output_errors, variants_of
 from visparse.head_search.schedule import Schedule, calibrate, make_schedule
 from visparse.head_search.score import Scorer
 from visparse.head_search.settings import SearchSettings
@@ -190,8 +191,10 @@ class Searcher:
             why = "; ".join(sorted(set(reasons.values()))) or "the time was over before one layer was scored"
             raise ValueError(f"search: nothing was scored ({why}); give it more minutes")
         table = Table(scores, ready.candidates, ready.costs)
-        found = self.choose(table, ready)
-        return self._plan(found, ready, reasons, {(key[0], key[1]) for key in scores})
+        calls = {(key[0], key[1]) for key in scores}
+        if not self.settings.refine:
+            return self._plan(self.choose(table, ready), ready, reasons, calls)
+        return self._refined(table, ready, reasons, calls)
 
     def score(self, ready: Ready) -> dict[int, str]:
         """Run the calibration prompts of this process.
@@ -238,6 +241,37 @@ class Searcher:
                 f"{best.error:.0%} of attention's output, about as much as skipping it all; ask for less"
             )
         return best
+
+    def _refined(
+        self, table: Table, ready: Ready, reasons: Mapping[int, str], calls: set[tuple[int, int]]
+    ) -> SparsePlan:
+        """The best of several allocations, by the model's output; what was judged before is not run again."""
+        settings, plans, refused = self.settings, {}, []
+        if self.inputs:
+            raise ValueError("refine: wanted a pipeline, whose output can be judged, got a bare denoiser; leave it out")
+        for variant in variants_of(list(ready.targets))[: settings.refine]:
+            weights = variant.weights(len(table.layers))
+            goals = {"attention": ready.targets[variant.family], "density": settings.density}
+            try:
+                chosen = table.by_budget(variant.family, self.model.layers, weights=weights, only=variant.only, **goals)
+            except ValueError as error:
+                refused.append(error)
+                continue
+            plans[variant.name] = self._plan(chosen, ready, reasons, calls)
+        if not plans:
+            raise refused[0]
+        key = f"{settings.goal}={getattr(settings, settings.goal)}, rates of {ready.costs.device}"
+        known: dict[str, float] = dict(self.work.facts.get("refined", {}).get(key, {}))
+        missing = {name: plan for name, plan in plans.items() if name not in known}
+        if missing:
+            prompts = min(2, self.runs)
+            self.progress.expect((len(missing) + 1) * prompts * self.total)
+            self.progress.start("refine")
+            known |= output_errors(self._generate, self.target, missing, prompts)
+            self.work.note({"refined": {**self.work.facts.get("refined", {}), key: known}})
+        best = min(plans, key=lambda name: known[name])
+        judged = {name: round(known[name], 6) for name in plans}
+        return replace(plans[best], measured={**plans[best].measured, "output_errors": judged, "taken": best})
 
     # ---- parts -------------------------------------------------------------------------------------------------------
 
@@ -308,9 +342,13 @@ class Searcher:
             if self.inputs:
                 run_denoiser(self.target, self.inputs[run][:steps], watch)
                 return
-            prompts = self.settings.prompts
-            arguments = {**self.settings.call, **({"prompt": prompts[run]} if prompts else {})}
-            run_pipeline(self.target, arguments, steps, self.settings.seed + run)
+            self._generate(run, steps)
+
+    def _generate(self, run: int, steps: int | None = None) -> Any:
+        """Run the pipeline on a calibration prompt."""
+        prompts = self.settings.prompts
+        arguments = {**self.settings.call, **({"prompt": prompts[run]} if prompts else {})}
+        return run_pipeline(self.target, arguments, steps or self.total, self.settings.seed + run)
 
     def _plan(self, found: Chosen, ready: Ready, reasons: Mapping[int, str], calls: set[tuple[int, int]]) -> SparsePlan:
         from visparse.measure.environment import describe_device, find_versions

@@ -45,6 +45,7 @@ class SearchSettings:
     rates: str | None = None
     share: float | None = None
     minutes: float | None = None
+    refine: int = 0
     work: Path | None = None
     name: str = "searched"
 
@@ -92,6 +93,10 @@ class SearchSettings:
             raise ValueError(f"share: wanted attention's share of a dense step in (0, 1), got {self.share}")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes: wanted more than 0, got {self.minutes}; 10 is usual")
+        if type(self.refine) is not int or self.refine < 0:
+            raise ValueError(f"refine: wanted an int of at least 0, got {self.refine!r}; 4 is usual")
+        if self.refine and (self.max_error is not None or self.rule != "budget"):
+            raise ValueError("refine: wanted a goal of time or blocks, got max_error or a published rule; leave it out")
         for prompt in self.prompts:
             if not isinstance(prompt, str) or not prompt.strip():
                 raise ValueError(f"prompts: wanted texts that are not empty, got {prompt!r}; leave empty lines out")

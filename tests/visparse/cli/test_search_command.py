@@ -52,6 +52,22 @@ def test_the_file_is_a_plan_that_runs(tiny_folder, tmp_path, prompts, capsys):
         assert handle.report().to_dict()
 
 
+def test_refining_takes_the_best_output(tiny_folder, tmp_path, prompts, capsys):
+    out = tmp_path / "plan.json"
+    given = ["search", "--model", str(tiny_folder), "--prompts", prompts, "--out", str(out), "--device", "cpu", *SIZE]
+    assert main([*given, "--density", "0.6", "--refine", "3"]) == 0
+    measured = SparsePlan.from_pretrained(out).measured
+    errors = measured["output_errors"]
+    assert set(errors) == {"foveal", "plain"}  # by content alone is too dear on a grid of one tile
+    assert measured["taken"] == min(errors, key=errors.get)
+    before = out.read_bytes()
+    assert main([*given, "--density", "0.6", "--refine", "3"]) == 0
+    assert out.read_bytes() == before
+    capsys.readouterr()
+    assert main([*given, "--max-error", "0.6", "--refine", "3"]) == 1
+    assert "refine: wanted a goal of time or blocks" in capsys.readouterr().err
+
+
 def test_dry_run_prints_candidates_and_time(tiny_folder, tmp_path, prompts, capsys):
     out = tmp_path / "plan.json"
     given = ["search", "--model", str(tiny_folder), "--prompts", prompts, "--out", str(out), "--device", "cpu", *SIZE]
