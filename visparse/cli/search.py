@@ -62,6 +62,7 @@ def main(arguments: argparse.Namespace) -> int:
     from visparse.head_search.build import write_plan
     from visparse.head_search.searcher import Searcher
     from visparse.head_search.settings import SearchSettings, read_prompts
+    from visparse.head_search.shard import processes
     from visparse.measure.generate import load_pipeline
     from visparse.measure.settings import read_demo_settings
 
@@ -88,6 +89,7 @@ def main(arguments: argparse.Namespace) -> int:
             for name in (*direct, "refresh", "judge", "rows", "seed", "rates", "share", "refine")
         },
     )
+    processes()  # before the model is loaded: each process takes its own device
     pipe, _ = load_pipeline(arguments.model, device=arguments.device, dtype=arguments.dtype)
     bar = Bar() if wants_bar() else None
     try:

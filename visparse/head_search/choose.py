@@ -9,6 +9,7 @@ from visparse.head_search.allocate import Allocation, Option, allocate, cheapest
 from visparse.head_search.candidates import Candidate, Candidates
 from visparse.head_search.costs import Costs
 from visparse.head_search.published import MODES, sparse_vdit
+from visparse.head_search.schedule import Schedule
 from visparse.head_search.work import Key
 from visparse.patterns import Band, Dense, MultiDiagonal, Skip, Stripe
 
@@ -200,6 +201,25 @@ class Table:
             gap=None if found is None else found.gap,
             layers=per_layer,
         )
+
+
+def predicted(chosen: Chosen, schedule: Schedule, share: float | None) -> dict[str, float | None]:
+    """What a plan keeps of a prediction, rounded.
+
+    Args:
+        chosen: what the heads do.
+        schedule: of the plan.
+        share: of attention in a dense step; None while unknown.
+    """
+    speedup = None if share is None else round(schedule.speedup_at(chosen.attention, share), 4)
+    return {
+        "attention_milliseconds": round(chosen.milliseconds, 6),
+        "attention": round(chosen.attention, 6),
+        "block_density": round(chosen.block_density, 6),
+        "error": round(chosen.error, 6),
+        "gap": None if chosen.gap is None else round(chosen.gap, 6),
+        "run_speedup": speedup,
+    }
 
 
 def paper_modes(candidates: Candidates) -> list[int]:

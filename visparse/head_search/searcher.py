@@ -22,7 +22,7 @@ from visparse.head_search.capture import (
     run_denoiser,
     run_pipeline,
 )
-from visparse.head_search.choose import Chosen, Table
+from visparse.head_search.choose import Chosen, Table, predicted
 from visparse.head_search.costs import Costs, make_costs
 from visparse.head_search.outlook import Outlook
 from visparse.head_search.refine import output_errors, variants_of
@@ -35,7 +35,6 @@ from visparse.layout import Layout
 from visparse.plan import SparsePlan
 from visparse.run import Progress
 
-Inputs = Sequence[Any]
 _USELESS = 0.9  # relative error of attention that is no better than no attention
 
 
@@ -60,7 +59,7 @@ class Searcher:
         target: Any,
         settings: SearchSettings,
         *,
-        inputs: Sequence[Inputs] = (),
+        inputs: Sequence[Sequence[Any]] = (),
         progress: Progress | None = None,
     ) -> None:
         """Look at the model, and open the work file.
@@ -364,27 +363,17 @@ class Searcher:
         notes += [reason if layer < 0 else f"layer {layer}: {reason}" for layer, reason in sorted(reasons.items())]
         if any(one is None for one in self._projections()):
             notes.append("some layers have no plain output projection: their errors are those of the heads")
-        measured: dict[str, Any] = {
+        calibration = self._calibration(ready)
+        measured = {
             "goal": {settings.goal: getattr(settings, settings.goal, settings.limit)},
-            "predicted": {
-                "attention_milliseconds": round(found.milliseconds, 6),
-                "attention": round(found.attention, 6),
-                "block_density": round(found.block_density, 6),
-                "error": round(found.error, 6),
-                "gap": None if found.gap is None else round(found.gap, 6),
-                "run_speedup": None
-                if ready.share is None
-                else round(schedule.speedup_at(found.attention, ready.share), 4),
-            },
-            "attention_share": round(ready.share or 0.0, 6),
+            "predicted": predicted(found, schedule, ready.share),
+            "attention_share": None if ready.share is None else round(ready.share, 6),
             "steps": self.total,
             "calibration": {
                 "runs": self.runs,
-                "judged": sorted(self._calibration(ready).judge),
-                "measured": sorted(self._calibration(ready).measure),
-                "rows": settings.rows,
-                "every": settings.every,
-                "seed": settings.seed,
+                "judged": sorted(calibration.judge),
+                "measured": sorted(calibration.measure),
+                **{name: getattr(settings, name) for name in ("rows", "every", "seed")},
             },
             "layers": {str(layer): [round(error, 5), round(ms, 5)] for layer, (error, ms) in found.layers.items()},
             "rates": ready.costs.source,

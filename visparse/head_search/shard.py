@@ -13,9 +13,10 @@ def processes() -> tuple[int, int]:
     """Number of this process and how many there are; (0, 1) where nothing launched several."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return 0, 1
+    import torch
     from accelerate import PartialState  # type: ignore[import-untyped]
 
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())
     return state.process_index, state.num_processes
 
 

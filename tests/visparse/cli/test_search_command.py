@@ -1,6 +1,8 @@
 """`visparse search` end to end on a tiny random pipeline."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -66,6 +68,20 @@ def test_refining_takes_the_best_output(tiny_folder, tmp_path, prompts, capsys):
     capsys.readouterr()
     assert main([*given, "--max-error", "0.6", "--refine", "3"]) == 1
     assert "refine: wanted a goal of time or blocks" in capsys.readouterr().err
+
+
+def test_two_processes_find_what_one_finds(tiny_folder, tmp_path, prompts):
+    given = ["search", "--model", str(tiny_folder), "--prompts", prompts, "--device", "cpu", *SIZE, "--density", "0.6"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29541"]
+    subprocess.run(
+        [*launch, "-m", "visparse.cli", *given, "--out", str(tmp_path / "two.json")], check=True, capture_output=True
+    )
+    assert main([*given, "--out", str(tmp_path / "one.json")]) == 0
+    two, one = (SparsePlan.from_pretrained(tmp_path / f"{name}.json") for name in ("two", "one"))
+    assert two.assignment == one.assignment
+    assert two.measured["layers"] == one.measured["layers"]
+    works = [path.read_text().count('"key"') for path in sorted(tmp_path.glob("two.json.work.jsonl.*"))]
+    assert works == [8, 8]
 
 
 def test_dry_run_prints_candidates_and_time(tiny_folder, tmp_path, prompts, capsys):
