@@ -61,7 +61,7 @@ def lists_from_map(
     filled = flat.cumsum(0, dtype=torch.int32)
     zero = torch.zeros(1, dtype=torch.int32, device=device)
     offsets = torch.cat([zero, filled[n_k - 1 :: n_k]])
-    if capacity is not None:
+    if capacity is not None and groups:
         torch._assert_async(filled[-1] <= room, f"capacity: wanted room for all kept blocks, got {capacity} a row")
     # what is not kept goes to one more place, which is cut off
     place = torch.where(flat, filled - 1, room).clamp(max=room).long()

@@ -273,6 +273,14 @@ def test_heads_mix_patterns_selectors_and_nothing() -> None:
     assert not out[:, :, 2].any()
 
 
+def test_a_layer_of_skipped_heads_gives_what_its_residual_says() -> None:
+    run = Run(patterns={"none": Skip()}, default="none", proxies={}, residual={"storage": "full"})
+    run.call(0)
+    wanted, _ = run.call(1, seed=1)
+    out, _ = run.call(2, seed=2)
+    torch.testing.assert_close(out, wanted)
+
+
 def test_rows_of_a_batch_choose_for_themselves() -> None:
     plan = {"patterns": {"mass": TopK(keep=0.25, sample=1)}, "default": "mass", "proxies": {}, "residual": {}}
     both = Run(**plan)
