@@ -255,6 +255,14 @@ def test_a_new_choice_makes_the_residual_new() -> None:
     torch.testing.assert_close(out, dense(*states)[0], atol=5e-6, rtol=1e-4)
 
 
+def test_new_statistics_make_the_residual_new() -> None:
+    run = Run(total=8, statistics={"refresh": (4,), "ramp": 0.0}, residual={"storage": "full"})
+    for step in range(5):
+        run.call(step, seed=step)
+    out, states = run.call(5, seed=4)
+    torch.testing.assert_close(out, dense(*states)[0], atol=2e-3, rtol=2e-3)
+
+
 def test_heads_mix_patterns_selectors_and_nothing() -> None:
     run = Run(
         patterns={"near": NEAR, "mass": TopK(keep=0.25, sample=1), "none": Skip()},

@@ -1,4 +1,4 @@
-"""Which tokens the proxies of a layout stand for, and which proxies a block of queries does not see."""
+"""Which tokens the proxies of a layout stand for, which of them a block of queries does not see, and their making."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from visparse.compensation.call import Call
 from visparse.compensation.config import Proxies
 from visparse.compensation.tiles import Tiles
 from visparse.order import Tile
+from visparse_kernels import pool_tokens
 from visparse_kernels.bits import pack_bits
 
 
@@ -80,6 +82,39 @@ def proxy_table(tiles: Tiles, proxies: Proxies) -> ProxyTable:
     if parent is not None:
         parents = int(parent.max()) + 1
     return ProxyTable(members=members, counts=counts.float(), tile=tile, parent=parent, parents=parents)
+
+
+def pool(call: Call, table: ProxyTable, kind: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return keys, values and weights of the proxies, those of boxes of tiles last.
+
+    Args:
+    call: of attention.
+    table: of the layout's proxies.
+    kind: of the proxies.
+
+    Returns:
+    What `visparse_kernels.pool_tokens` gives.
+    """
+    k, v, weight = pool_tokens(
+        call.k,
+        call.v,
+        table.members,
+        key_bias=call.bias,
+        query=call.q if kind == "agent" else None,
+        counts=table.counts if kind == "sample" else None,
+        scale=call.scale,
+    )
+    if table.parent is None:
+        return k, v, weight
+    parent = table.parent[table.tile]
+    share = weight.float().exp()
+    total = share.new_zeros(*share.shape[:-1], table.parents).index_add_(-1, parent, share)
+    part = (share / total.index_select(-1, parent).clamp(min=1e-30)).transpose(1, 2).unsqueeze(-1)
+    wide = []
+    for x in (k, v):
+        mean = torch.zeros(x.shape[0], table.parents, *x.shape[2:], dtype=torch.float32, device=x.device)
+        wide.append(torch.cat([x, mean.index_add_(1, parent, x.float() * part).to(x.dtype)], 1))
+    return wide[0], wide[1], torch.cat([weight, total.log()], -1)
 
 
 def part_of(box: Tile, parts: int) -> Tensor:

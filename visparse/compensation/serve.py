@@ -15,14 +15,14 @@ from torch import Tensor
 
 from visparse.compensation.call import Call, Served
 from visparse.compensation.choice import Choice, choose_tiles, select
-from visparse.compensation.proxy_table import ProxyTable, proxy_table
+from visparse.compensation.proxy_table import pool, proxy_table
 from visparse.compensation.residuals import Residuals
 from visparse.compensation.state import BranchState, apply_rho, block_means, ramp, rho_of
 from visparse.compensation.tiles import Tiles, tile_blocks, tiles_for
 from visparse.compile import compile_lists
 from visparse.layout import Layout
 from visparse.patterns import Dense, Pattern, Selector, Skip
-from visparse_kernels import BlockLists, attend, attend_proxies, block_scores, pool_tokens, preferred_blocks
+from visparse_kernels import BlockLists, attend, attend_proxies, block_scores, preferred_blocks
 from visparse_kernels import prefers_boxes as boxes_are_faster
 
 if TYPE_CHECKING:
@@ -198,6 +198,8 @@ class Compensation:
             stale = list(due)
             chosen = self._chosen(call, layout, names, patterns, lse, state, stale)
             state.choice = self._choice(layout, patterns, chosen, call.q.device)
+        elif "statistics" in stale:  # the residual is what the scaled output lacks
+            stale = list({*stale, *({"residual"} & set(due))})
         if "statistics" in stale or "residual" in stale:
             sparse, sparse_lse, _ = self._exact_and_proxies(call, layout, patterns, state)
             if "statistics" in stale:
@@ -247,7 +249,7 @@ class Compensation:
         if choice.hidden is not None and plan.proxies is not None:
             tiles, lists = self._tiles(layout, call.q.device), choice.lists[0]
             table = proxy_table(tiles, plan.proxies)
-            pooled = self._pool(call, table)
+            pooled = pool(call, table, plan.proxies.kind)
             out, lse = attend_proxies(
                 call.q,
                 out,
@@ -260,30 +262,6 @@ class Compensation:
                 scale=call.scale,
             )
         return out, lse, choice.density
-
-    def _pool(self, call: Call, table: ProxyTable) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values and weights of the proxies, those of boxes of tiles last."""
-        kind = self.router.plan.proxies.kind  # type: ignore[union-attr]
-        k, v, weight = pool_tokens(
-            call.k,
-            call.v,
-            table.members,
-            key_bias=call.bias,
-            query=call.q if kind == "agent" else None,
-            counts=table.counts if kind == "sample" else None,
-            scale=call.scale,
-        )
-        if table.parent is None:
-            return k, v, weight
-        parent = table.parent[table.tile]
-        share = weight.float().exp()
-        total = share.new_zeros(*share.shape[:-1], table.parents).index_add_(-1, parent, share)
-        part = (share / total.index_select(-1, parent).clamp(min=1e-30)).transpose(1, 2).unsqueeze(-1)
-        wide = []
-        for x in (k, v):
-            mean = torch.zeros(x.shape[0], table.parents, *x.shape[2:], dtype=torch.float32, device=x.device)
-            wide.append(torch.cat([x, mean.index_add_(1, parent, x.float() * part).to(x.dtype)], 1))
-        return wide[0], wide[1], torch.cat([weight, total.log()], -1)
 
     def _chosen(
         self,

@@ -93,18 +93,13 @@ class Table:
                 f"budget: {layers - len(scored)} of {layers} layers were not scored and stay dense, which is more "
                 "than the budget; give the search more minutes"
             )
-        awake: set[tuple[int, int]] = set()
-        while True:
-            names, options, items = self._items(family, heads, density is not None, weights, only, awake)
-            try:
-                found = allocate(items, budget) if max_error is None else cheapest(items, max_error**2 * len(scored))
-            except ValueError as error:
-                raise ValueError(f"{family} family: {error}") from None
-            picked = {name: own[pick] for name, own, pick in zip(names, options, found.picks, strict=True)}
-            more = set() if family == "plain" else self._asleep(picked, heads)
-            if not more:
-                return self._chosen(family, picked, layers, heads, found)
-            awake |= more
+        names, options, items = self._items(family, heads, density is not None, weights, only)
+        try:
+            found = allocate(items, budget) if max_error is None else cheapest(items, max_error**2 * len(scored))
+        except ValueError as error:
+            raise ValueError(f"{family} family: {error}") from None
+        picked = {name: own[pick] for name, own, pick in zip(names, options, found.picks, strict=True)}
+        return self._chosen(family, picked, layers, heads, found)
 
     def _items(
         self,
@@ -113,9 +108,8 @@ class Table:
         by_density: bool,
         weights: Sequence[float] | None,
         only: Callable[[Candidate], bool] | None,
-        awake: set[tuple[int, int]],
     ) -> tuple[list[tuple[int, int]], list[list[int]], list[list[Option]]]:
-        """Heads, the places of their candidates, and these as options; a head that is awake is not skipped."""
+        """Heads, the places of their candidates, and these as options."""
         prices = self.costs.block_density if by_density else self.costs.milliseconds
         names, options, items = [], [], []
         for index, layer in enumerate(self.layers):
@@ -126,25 +120,10 @@ class Table:
                 if self.error[layer][place] is not None and (only is None or only(self.candidates.kept[place]))
             ]
             for head in range(heads):
-                skips = (layer, head) not in awake
-                own = [p for p in known if skips or not isinstance(self.candidates.kept[p].pattern, Skip)]
                 names.append((layer, head))
-                options.append(own)
-                items.append([Option(prices[p], weight * self._at(layer, p, head)) for p in own])
+                options.append(known)
+                items.append([Option(prices[p], weight * self._at(layer, p, head)) for p in known])
         return names, options, items
-
-    def _asleep(self, picked: Mapping[tuple[int, int], int], heads: int) -> set[tuple[int, int]]:
-        """One head of each layer that skips them all: the one that gains most. Compensations need a head that sees."""
-        kept, prices, found = self.candidates.kept, self.costs.milliseconds, set()
-        for layer in self.layers:
-            own = [picked[layer, head] for head in range(heads)]
-            if all(isinstance(kept[place].pattern, Skip) for place in own):
-                places = self.candidates.of(kept[own[0]].family)
-                seeing = [place for place in places if not isinstance(kept[place].pattern, Skip)]
-                least = min(seeing, key=lambda place: prices[place])
-                gains = [self._at(layer, own[head], head) - self._at(layer, least, head) for head in range(heads)]
-                found.add((layer, max(range(heads), key=gains.__getitem__)))
-        return found
 
     def by_paper(self, layers: int, *, limit: float) -> Chosen:
         """Sparse-vDiT's rule, with the modes that `paper_modes` finds among the candidates.
