@@ -1,0 +1,230 @@
+"""One size of clips: its dense reference, its timing, its search, and trials on a calibration clip."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from ablation_cases import Case
+from ablation_clips import Clips, Size, Studio, Wish, calibration_wishes, quality
+from ablation_rows import Row, Runner
+from compare_searched import Offer, Searched
+
+import visparse
+from visparse import SparsePlan
+from visparse.adapter import find_denoisers
+from visparse.head_search.settings import SearchSettings
+from visparse.presets import dense as dense_plan
+from visparse.session import session_of
+
+NEAR = 0.03  # of the time that is wanted
+
+
+class Stopwatch(Studio):
+    """A studio that notes the time of self-attention in a sparse step of the last run.
+
+    Attributes:
+        step_seconds: of all layers, each at its mean over sparse calls, or over dense ones where it has none.
+            None where nothing was sparsified, or times were not taken.
+    """
+
+    step_seconds: float | None = None
+
+    def make(self, wanted: Sequence[Wish], steps: int, *, before_last: Callable[[], None] | None = None) -> Clips:
+        """Make clips; see `Studio.make`."""
+        made = super().make(wanted, steps, before_last=before_last)
+        module, _ = next(iter(find_denoisers(self.pipe).values()))
+        session = session_of(module)
+        stats = [] if session is None else [route.stats for route in session.router.routes]
+        times = [s.sparse_seconds / s.sparse if s.sparse else s.dense_seconds / max(s.dense, 1) for s in stats]
+        self.step_seconds = sum(times) or None
+        return made
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A plan on the first calibration clip.
+
+    Args:
+        offer: the plan.
+        share: measured time of attention in a sparse step over that of a dense one.
+        psnr: in dB.
+    """
+
+    offer: Offer
+    share: float
+    psnr: float
+
+    def to_dict(self) -> dict[str, float]:
+        """The figures."""
+        return {"predicted_share": self.offer.share, "measured_share": self.share, "psnr": self.psnr}
+
+
+class Arena:
+    """One size of clips.
+
+    Args:
+        studio: the pipeline; its size is set before each run.
+        size: of the clips.
+        wanted: the clips that are judged.
+        steps, dense_steps: of a run, and at its start.
+        repeats: see `Runner`.
+        search: further settings of the search.
+    """
+
+    def __init__(
+        self,
+        studio: Stopwatch,
+        size: Size,
+        wanted: Sequence[Wish],
+        *,
+        steps: int,
+        dense_steps: int,
+        repeats: int,
+        search: dict[str, Any],
+    ) -> None:
+        self.studio, self.size, self.wanted = studio, size, list(wanted)
+        self.steps, self.dense_steps, self.repeats, self.options = steps, dense_steps, repeats, search
+        self.runner = Runner(studio, self.wanted, steps, repeats)
+
+    @cached_property
+    def calibration(self) -> tuple[Clips, float]:
+        """The calibration clip in dense attention, and seconds of self-attention in a dense step."""
+        self.enter()
+        with visparse.sparsify(self.studio.pipe, dense_plan(), timing=True):
+            self.studio.make(calibration_wishes()[:1], 2)
+            made = self.studio.make(calibration_wishes()[:1], self.steps)
+        return made, self._seconds()
+
+    @cached_property
+    def searched(self) -> Searched:
+        """The search on the calibration clips."""
+        self.enter()
+        wishes, size = calibration_wishes(), self.size
+        call = {"num_frames": size.num_frames, "height": size.height, "width": size.width, "guidance_scale": 1.0}
+        return Searched(
+            self.studio.pipe,
+            SearchSettings(
+                prompts=tuple(wish.prompt for wish in wishes),
+                call=call,
+                steps=self.steps,
+                attention=0.5,
+                dense_steps=self.dense_steps,
+                seed=wishes[0].seed,
+                **self.options,
+            ),
+        )
+
+    def trial(self, offer: Offer) -> Trial:
+        """Run a plan on the first calibration clip, after a few steps that are not timed."""
+        dense, seconds = self.calibration
+        self.enter()
+        with visparse.sparsify(self.studio.pipe, offer.plan, timing=True):
+            self.studio.make(calibration_wishes()[:1], self.dense_steps + 2)
+            made = self.studio.make(calibration_wishes()[:1], self.steps)
+        return Trial(offer, self._seconds() / seconds, float(quality(made, dense)["psnr"]))
+
+    def tuned(self, offers: Callable[[float], Offer], share: float, tries: int) -> list[Trial]:
+        """Trials of plans whose measured time comes near a share of dense attention's, the best one first.
+
+        The first plan is the one predicted to cost that share; each next one is asked for by what the last one took.
+
+        Args:
+            offers: the plan for a predicted share; ValueError where there is none.
+            share: of dense attention's time in a sparse step.
+            tries: most trials.
+
+        Raises:
+            ValueError: there is no plan for the share itself.
+        """
+        trials: list[Trial] = []
+        aim = share
+        for number in range(tries):
+            try:
+                offer = offers(aim)
+            except ValueError:
+                if number == 0:
+                    raise
+                break
+            if any(offer.plan == one.offer.plan for one in trials):
+                break
+            trials.append(self.trial(offer))
+            if 1 - NEAR <= trials[-1].share / share <= 1 + NEAR / 2:
+                break
+            aim *= share / trials[-1].share
+        return sorted(trials, key=lambda one: rank(one, share))
+
+    def row(self, label: str, trial: Trial, target: float | None, **more: Any) -> Row:
+        """Judge a plan on the held-out clips.
+
+        Args:
+            label: of the row.
+            trial: of the plan.
+            target: share of dense attention's time that was wanted.
+            more: columns to add.
+        """
+        self.enter()
+        settings = {} if self.repeats else {"timing": True}
+        row = self.runner.case(Case(name=label, target=target, plan=trial.offer.plan, settings=settings))
+        dense = self.calibration[1]
+        predicted, measured = trial.offer.milliseconds, 1000 * self._seconds()
+        return row | {
+            "predicted_share": trial.offer.share,
+            "measured_share": measured / (1000 * dense),
+            "predicted_step_milliseconds": predicted,
+            "measured_step_milliseconds": measured,
+            "prediction_off": None if predicted is None else predicted / measured - 1,
+            "predicted_error": trial.offer.error,
+            "calibration": trial.to_dict(),
+            "size": {key: value for key, value in self.size._asdict().items() if key != "blocks"},
+            **more,
+        }
+
+    def dense(self) -> Row:
+        """The reference of the clips that are judged, with the time of attention."""
+        self.enter()
+        return self.runner.dense() | {
+            "measured_step_milliseconds": 1000 * self.calibration[1],
+            "measured_share": 1.0,
+            "attention_seconds": self.calibration[1] * self.steps,
+        }
+
+    def enter(self) -> None:
+        """The studio makes clips of this size from now on."""
+        self.studio.size = self.size
+
+    def about(self) -> dict[str, Any]:
+        """What the search was, for the settings of a record."""
+        one = self.searched
+        best = min(("plain", "foveal"), key=lambda family: _error(one, family, 0.25))
+        return {
+            "seconds": one.seconds,
+            "settings": {k: v for k, v in asdict(one.settings).items() if k not in ("patterns", "work", "call")},
+            "candidates": [[c.family, c.name] for c in one.ready.candidates.kept],
+            "rates": one.ready.costs.source,
+            "best_family_at_a_quarter": best,
+            "reasons": {str(layer): why for layer, why in one.reasons.items()},
+        }
+
+    def _seconds(self) -> float:
+        if self.studio.step_seconds is None:
+            raise RuntimeError("studio: wanted the time of self-attention, and none was taken")
+        return self.studio.step_seconds
+
+
+def rank(trial: Trial, share: float) -> tuple[bool, float]:
+    """Order of trials: those within the time by PSNR, then the others by time."""
+    late = trial.share > share * (1 + NEAR)
+    return late, trial.share if late else -trial.psnr
+
+
+def offer_of(plan: SparsePlan, share: float, dense_milliseconds: float) -> Offer:
+    """An offer of a plan with one pattern, whose cost is a predicted share of dense attention's."""
+    return Offer(plan, share, share * dense_milliseconds)
+
+
+def _error(searched: Searched, family: str, share: float) -> float:
+    try:
+        return searched.by_budget(family, share).error or 0.0
+    except ValueError:
+        return float("inf")

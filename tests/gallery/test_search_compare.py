@@ -1,0 +1,274 @@
+"""The comparison of searched plans with single patterns: sizes, tuning, verdicts, picture, one small run."""
+
+import importlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from visparse import SparsePlan
+from visparse.measure.results import Record
+from visparse.patterns.registry import PATTERNS
+
+GALLERY = Path(__file__).parents[2] / "gallery"
+FOLDERS = (GALLERY / "search", GALLERY / "compensation")
+Load = Callable[[str], ModuleType]
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
+    """Imports a script by name."""
+    for folder in FOLDERS:
+        monkeypatch.syspath_prepend(str(folder))
+    yield importlib.import_module
+    forget()
+
+
+def forget() -> None:
+    for folder in FOLDERS:
+        for path in folder.glob("*.py"):
+            sys.modules.pop(path.stem, None)
+
+
+# ---- sizes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("grid", [(5, 16, 16), (17, 64, 64)])
+def test_every_pattern_of_the_library_is_tried(load: Load, grid: tuple[int, int, int]) -> None:
+    kinds = load("compare_singles").all_kinds(grid)
+    names = {pattern.name for rungs in kinds.values() for pattern in rungs}
+    made_of_others = {"dense", "skip", "intersection"}
+    assert names == set(PATTERNS) - made_of_others
+    assert all(len(set(rungs)) == len(rungs) for rungs in kinds.values())
+
+
+@pytest.mark.parametrize("kind", ["tube", "disc", "stripes", "multi-diagonal", "decay"])
+def test_sizes_of_a_kind_cost_more_and_more(load: Load, kind: str) -> None:
+    module = load("compare_singles")
+    ladder = module.Ladder(kind, module.all_kinds((5, 16, 16))[kind], "foveal", (5, 16, 16), 64, "cpu")
+    costs = [ladder.cost(place) for place in range(len(ladder.rungs))]
+    assert costs == sorted(costs)
+    assert costs[-1] > costs[0]
+
+
+def test_the_largest_size_below_a_share_is_taken(load: Load) -> None:
+    module = load("compare_singles")
+    rungs = module.all_kinds((5, 16, 16))["tube"]
+    ladder = module.Ladder("tube", rungs, "plain", (5, 16, 16), 64, "cpu", dict(enumerate(range(1, len(rungs) + 1))))
+    assert ladder.below(3.5) == (rungs[2], 3)
+    assert ladder.below(3) == (rungs[2], 3)
+    assert ladder.below(0.9) is None
+    assert ladder.below(1e9) == (rungs[-1], len(rungs))
+
+
+def test_processes_find_the_same_costs(load: Load) -> None:
+    module = load("compare_singles")
+
+    def ladders() -> list[Any]:
+        return [module.Ladder("disc", module.all_kinds((5, 16, 16))["disc"], "plain", (5, 16, 16), 64, "cpu")]
+
+    (near,) = module.fill(ladders(), [0.7], 1)()
+    (own,) = ladders()
+    assert near.costs
+    assert own.below(0.7) == near.below(0.7)
+    assert own.costs == near.costs
+
+
+# ---- tuning ----------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """Trials whose measured time is a factor above the predicted one; PSNR grows with it."""
+
+    def __init__(self, module: ModuleType, factor: float) -> None:
+        self.module, self.factor, self.asked = module, factor, list[float]()
+
+    def offers(self, share: float) -> Any:
+        self.asked.append(share)
+        if share < 0.05:
+            raise ValueError("no size")
+        return self.module.Offer(SparsePlan(name=f"{share:.6f}", patterns={"x": {"name": "dense"}}, default="x"), share)
+
+    def trial(self, offer: Any) -> Any:
+        return self.module.Trial(offer, offer.share * self.factor, 20 + 10 * offer.share)
+
+    def tuned(self, share: float, tries: int) -> Any:
+        return self.module.Arena.tuned(self, self.offers, share, tries)
+
+
+def test_plans_are_tuned_to_the_measured_time(load: Load) -> None:
+    bench = Bench(load("compare_arena"), 1.25)
+    trials = bench.tuned(0.25, 3)
+    assert bench.asked == [0.25, pytest.approx(0.2)]
+    assert [one.share for one in trials] == pytest.approx([0.25, 0.3125])  # late, though its PSNR is higher
+    bench = Bench(load("compare_arena"), 1.0)
+    assert len(bench.tuned(0.25, 3)) == 1
+    bench = Bench(load("compare_arena"), 8.0)
+    assert len(bench.tuned(0.25, 3)) == 1  # nothing is cheap enough
+    with pytest.raises(ValueError, match="no size"):
+        bench.tuned(0.01, 3)
+
+
+# ---- what it says ----------------------------------------------------------------------------------------------------
+
+
+def sparse(label: str, kind: str, what: str, psnr: float, share: float, target: float = 0.25) -> dict[str, Any]:
+    return {
+        "plan": "sparse",
+        "label": label,
+        "kind": kind,
+        "what": what,
+        "psnr": psnr,
+        "target": target,
+        "measured_share": share,
+        "attention_cost": 0.25 + 0.75 * share,
+    }
+
+
+ROWS = [
+    {"plan": "dense", "label": "dense", "steps": 12},
+    sparse("a", "searched", "plain", 30.0, 0.25),
+    sparse("b", "searched", "foveal", 33.0, 0.24),
+    sparse("c", "single", "tube", 27.0, 0.2),
+    sparse("d", "single", "disc", 28.0, 0.3),
+    sparse("e", "compensated", "uniform", 31.5, 0.24),
+    sparse("f", "single", "tube", 20.0, 0.12, 0.125),
+    {"plan": "fewer-steps", "label": "6", "steps": 6, "psnr": 25.0},
+]
+
+
+def test_verdicts(load: Load) -> None:
+    (one,) = load("compare_table").verdicts(ROWS)  # nothing was searched for the other target
+    assert (one["target"], one["searched"]["label"]) == (0.25, "b")
+    assert one["above"]["single"] == {
+        "label": "d",
+        "psnr": 28.0,
+        "measured_share": 0.3,
+        "by": 5.0,
+        "time": pytest.approx(0.8),
+    }
+    assert one["above"]["compensated"]["by"] == 1.5
+    assert one["above"]["published"] is None
+    assert one["plain_above_single"] == {"by": 2.0, "time": pytest.approx(0.25 / 0.3)}
+
+
+def test_points_and_picture(load: Load) -> None:
+    module = load("compare_picture")
+    found = module.points(ROWS)
+    assert found["searched foveal"] == [(pytest.approx(0.43), 33.0)]
+    assert [psnr for _, psnr in found["single"]] == [20.0, 27.0, 28.0]
+    assert found["fewer"] == [(0.5, 25.0)]
+    image = module.pareto_picture(ROWS, "title")
+    colours = {colour for _, colour in image.getcolors(1 << 16)}
+    assert {colour for _, colour in module.SERIES.values()} <= colours
+    with pytest.raises(ValueError, match="rows: wanted at least one sparse row"):
+        module.pareto_picture(ROWS[:1], "title")
+
+
+# ---- the search ------------------------------------------------------------------------------------------------------
+
+
+def test_epsilon_brings_the_published_rule_to_a_cost(load: Load) -> None:
+    module = load("compare_searched")
+    searched = object.__new__(module.Searched)
+    heads = [0.1 * n for n in range(1, 11)]  # each becomes sparse where epsilon reaches its loss
+    asked: list[Any] = []
+
+    def by_paper(layers: int, limit: float) -> Any:
+        return SimpleNamespace(attention=sum(0.1 if limit < loss else 0.02 for loss in heads))
+
+    def offer(name: str, found: Any) -> Any:
+        asked.append((name, found.attention))
+
+    searched.table, searched.model = SimpleNamespace(by_paper=by_paper), SimpleNamespace(layers=8)
+    searched._offer = offer
+    searched.by_paper(0.5)  # seven sparse heads cost 0.44, six 0.52
+    searched.by_paper(0.1)  # cannot be had: all ten are sparse
+    assert [cost for _, cost in asked] == pytest.approx([0.44, 0.2])
+    assert asked[0][0] == "sparse-vdit, epsilon 0.7"
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one small run of the command wrote."""
+    folder = tmp_path_factory.mktemp("compare")
+    command = "--grid tiny --prompts 1 --seeds 1 --steps 4 --dense-steps 1 --fewer 2 --device cpu --workers 0 "
+    command += (
+        "--targets 0.6 --rows 2 --judge 1 --candidates near,top2,band8,diagonals8,stripes8 --only-kinds tube,stripes "
+    )
+    command += f"--tries 1 --out {folder / 'c.json'} --png {folder / 'c.png'} --plans {folder / 'plans'}"
+    rows = ["--only", "^(searched|uniform|floor|dense, 2|sparse-vdit, eps|(single|compensated) pattern 1)"]
+    for path in FOLDERS:
+        sys.path.insert(0, str(path))
+    try:
+        module = importlib.import_module("compare")
+        module.Command(module.parse_arguments([*command.split(), *rows])).run()
+    finally:
+        for path in FOLDERS:
+            sys.path.remove(str(path))
+        forget()
+    return folder
+
+
+def test_the_file_has_every_row_and_its_figures(written: Path) -> None:
+    record = Record.read(written / "c.json")
+    assert (record.settings["not_run"], record.settings["failed"]) == ([], [])
+    kinds = [row["kind"] for row in record.rows if row["plan"] == "sparse"]
+    assert sorted(kinds) == ["compensated", "compensated", "published", "searched", "searched", "single"]
+    for row in record.rows:
+        if row["plan"] == "sparse":
+            assert row["psnr"] > 5
+            assert 0 < row["ssim"] <= 1
+            assert row["measured_share"] > 0
+            assert row["predicted_share"] <= 0.6 or row["kind"] == "published"
+            assert row["measured_step_milliseconds"] > 0
+            assert row["block_density"] <= 1
+            assert (row["warnings"], row["fallbacks"]) == ([], [])
+    floor = next(row for row in record.rows if row["plan"] == "floor")
+    assert floor["psnr"] > 50
+    assert [row["steps"] for row in record.rows if row["plan"] == "fewer-steps"] == [2]
+    calibration = {"a leopard, the camera pans right, zooms in", "a sailboat, the camera pans up, zooms out"}
+    assert set(record.settings["search"]["settings"]["prompts"]) == calibration
+    assert not calibration & {text for text, _ in record.settings["wishes"]}
+    assert record.settings["search"]["seconds"]["all"] > 0
+    assert record.settings["verdicts"][0]["above"]["single"]["by"] != 0
+
+
+def test_plans_can_be_used_and_the_picture_is_there(written: Path) -> None:
+    plans = [SparsePlan.from_pretrained(path) for path in (written / "plans").glob("*.json")]
+    assert len(plans) == 6
+    searched = next(plan for plan in plans if plan.name == "searched, plain")
+    assert searched.measured["predicted"]["attention"] <= 0.6
+    assert (written / "c.png").stat().st_size > 1000
+
+
+def test_the_table_prints_from_the_file(
+    load: Load, written: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--table", str(written / "c.json")])
+    load("compare").main()
+    text = capsys.readouterr().out
+    for row in json.loads((written / "c.json").read_text())["rows"]:
+        assert row["label"][:52] in text
+    assert "at 60.0%: searched" in text
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        ([], "wanted either --out FILE or --table FILE"),
+        (["--out", "x", "--targets", "0.5", "25"], "--targets: wanted shares between 0 and 1, got [0.5, 25.0]"),
+        (["--out", "x", "--steps", "5"], "--steps: wanted at least --dense-steps + 3"),
+    ],
+)
+def test_bad_arguments(load: Load, capsys: pytest.CaptureFixture, command: list[str], text: str) -> None:
+    with pytest.raises(SystemExit):
+        load("compare").parse_arguments(command)
+    assert text in capsys.readouterr().err
