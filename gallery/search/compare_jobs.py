@@ -50,6 +50,7 @@ class Comparison:
         self.plans: dict[str, Any] = {}
         self._singles: dict[float, list[tuple[Ladder, Trial]]] = {}
         self._order: list[Ladder] = []
+        self._elsewhere: dict[tuple[Size, str], Trial] = {}
 
     def jobs(self, fewer: Sequence[int], elsewhere: Sequence[Size] = ()) -> list[Job]:
         """All rows but the dense reference: name and function of each.
@@ -129,12 +130,12 @@ class Comparison:
 
     def transferred(self, there: Arena, family: str) -> Row:
         """The plan of this size, for the last target, at another one."""
-        trial = there.trial(self._moved(there, family))
+        trial = self._moved(there, family)
         return self._there_row(there, f"transferred, {family}", trial, "transferred")
 
     def at_home(self, there: Arena, family: str) -> Row:
         """A plan that was searched at the other size, for what the transferred one takes there."""
-        share = there.trial(self._moved(there, family)).share
+        share = self._moved(there, family).share
         trial = there.tuned(partial(there.searched.by_budget, family), share, self.tries)[0]
         return self._there_row(there, f"searched there, {family}", trial, "searched there")
 
@@ -167,11 +168,9 @@ class Comparison:
 
     def _again(self, ladder: Ladder, trial: Trial, target: float) -> list[Trial]:
         """One more trial of a pattern whose time was off."""
-        try:
-            offer = self._offer(ladder, target * target / trial.share)
-        except ValueError:
-            return []
-        return [] if offer.plan == trial.offer.plan else [self.arena.trial(offer)]
+        found = ladder.known_below(target * target / trial.share)
+        offer = None if found is None else self._single_offer(ladder, *found)
+        return [] if offer is None or offer.plan == trial.offer.plan else [self.arena.trial(offer)]
 
     def _screen(self, target: float, ladders: Sequence[Ladder]) -> list[tuple[Ladder, Trial]]:
         found: list[tuple[Ladder, Trial]] = []
@@ -195,7 +194,10 @@ class Comparison:
         found = ladder.below(share)
         if found is None:
             raise ValueError(f"{ladder.kind}: no size costs {share:.1%} of dense attention or less; ask for more")
-        arena, (pattern, cost) = self.arena, found
+        return self._single_offer(ladder, *found)
+
+    def _single_offer(self, ladder: Ladder, pattern: Pattern, cost: float) -> Offer:
+        arena = self.arena
         refresh = arena.searched.settings.refresh
         proxies, residual = compensations(ladder.family, refresh)
         plan = plan_of(pattern, arena.dense_steps, proxies, None, residual)
@@ -237,12 +239,16 @@ class Comparison:
             search=arena.options,
         )
 
-    def _moved(self, there: Arena, family: str) -> Offer:
-        target = self.targets[-1]
-        plan = self.plans.get(f"searched, {family} @ {target:.1%}")
-        if plan is None:
-            raise ValueError(f"transfer: the plan searched for {target} is missing; see its own failure")
-        return Offer(plan, target)
+    def _moved(self, there: Arena, family: str) -> Trial:
+        """The trial, at another size, of the plan that was searched at this one."""
+        key = (there.size, family)
+        if key not in self._elsewhere:
+            target = self.targets[-1]
+            plan = self.plans.get(f"searched, {family} @ {target:.1%}")
+            if plan is None:
+                raise ValueError(f"transfer: the plan searched for {target} is missing; see its own failure")
+            self._elsewhere[key] = there.trial(Offer(plan, target))
+        return self._elsewhere[key]
 
     def _there_row(self, there: Arena, label: str, trial: Trial, kind: str) -> Row:
         if there.runner.reference is None:

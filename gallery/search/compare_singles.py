@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
 from multiprocessing import get_context
 
 import torch
@@ -34,6 +33,7 @@ from visparse.patterns import (
 )
 
 UNIFORM = "top-k mass_variance"
+_FARTHER = 3
 
 
 @dataclass
@@ -67,7 +67,10 @@ class Ladder:
         return self.costs[place]
 
     def below(self, share: float) -> tuple[Pattern, float] | None:
-        """The largest size that costs at most a share of dense attention, and its cost; None where there is none."""
+        """The size that costs most within a share of dense attention, and its cost; None where there is none.
+
+        Costs rise with the sizes, but for steps of whole blocks: some larger sizes are looked at too.
+        """
         low, high = -1, len(self.rungs)
         while high - low > 1:
             middle = (low + high) // 2
@@ -75,7 +78,14 @@ class Ladder:
                 low = middle
             else:
                 high = middle
-        return None if low < 0 else (self.rungs[low], self.costs[low])
+        for place in range(high + 1, min(high + 1 + _FARTHER, len(self.rungs))):
+            self.cost(place)
+        return self.known_below(share)
+
+    def known_below(self, share: float) -> tuple[Pattern, float] | None:
+        """The same among the sizes whose cost was looked up."""
+        fitting = [(cost, place) for place, cost in self.costs.items() if cost <= share]
+        return (self.rungs[max(fitting)[1]], max(fitting)[0]) if fitting else None
 
 
 def fill(ladders: Sequence[Ladder], shares: Sequence[float], workers: int) -> Callable[[], list[Ladder]]:
@@ -115,7 +125,7 @@ def all_kinds(grid: Grid) -> dict[str, list[Pattern]]:
     """
     frames, height, width = grid
     area, tokens = height * width, frames * height * width
-    sides = _sides(height, width)
+    sides, squares = _sides(height, width, 2.0), _sides(height, width, 1.2)
     middle, near = frames // 2 | 1, frames // 3 | 1
     stride = max(1, height // 8), max(1, width // 8)
     parts = [2 ** (n / 3) / 128 for n in range(22)]  # 0.8 % to all but one
@@ -125,12 +135,12 @@ def all_kinds(grid: Grid) -> dict[str, list[Pattern]]:
         "window of a third of the frames": [lambda s=s: _near(near, s, stride) for s in sides],
         "own frame": [lambda s=s: _near(1, s, stride) for s in sides],
         "whole frames": [lambda n=n: _near(n, (height, width), stride) for n in range(1, frames + 1, 2)],
-        "rows": [lambda s=s: _near(frames, (s[0], width), stride) for s in sides if s[0] == s[1]],
-        "columns": [lambda s=s: _near(frames, (height, s[1]), stride) for s in sides if s[0] == s[1]],
-        "decay": [lambda s=s: _decay(grid, s, stride) for s in sides],
+        "rows": [lambda s=s: _near(frames, (s[0], width), stride) for s in squares],
+        "columns": [lambda s=s: _near(frames, (height, s[1]), stride) for s in squares],
+        "decay": [lambda s=s: _decay(grid, s, stride) for s in squares],
         "first frame": [lambda n=n: FirstFrame(frames=n) for n in range(1, frames + 1)],
         "tube and first frame": [
-            lambda s=s: Union(patterns=(_near(frames, s, stride), FirstFrame())) for s in sides if frames > 1
+            lambda s=s: Union(patterns=(_near(frames, s, stride), FirstFrame())) for s in squares if frames > 1
         ],
         "sliding tile": [
             lambda n=n, t=t: SlidingTile(tile=_at_most((2, 8, 8), grid), window=(t, n, n))
@@ -150,7 +160,7 @@ def all_kinds(grid: Grid) -> dict[str, list[Pattern]]:
         "multi-diagonal": [lambda p=p: MultiDiagonal(width=max(1, round(p * tokens))) for p in parts],
         "spatial head": [lambda p=p: SpatialHead(width=round(p * frames, 3)) for p in parts],
         "temporal head": [lambda p=p: TemporalHead(width=round(p * frames, 3)) for p in parts],
-        "stripes": [lambda p=p: Stripe(every=max(2, round(32 / p)), width=32) for p in parts if p <= 1],
+        "stripes": [lambda n=n: Stripe(every=32 * n, width=32) for n in (128, 64, 48, *range(32, 1, -1))],
         "strided": [lambda n=n: Strided(stride=n) for n in (64, 48, 32, 24, 16, 12, 8, 6, 5, 4, 3, 2)],
         "powers of two": [
             lambda n=n: PowerOfTwo(block=min(256, max(1, area // 4)), window=n) for n in range(1, tokens // 256 + 2)
@@ -182,11 +192,11 @@ def _fitting(made: Sequence[Callable[[], Pattern]], grid: Grid) -> list[Pattern]
     return fitting
 
 
-def _sides(height: int, width: int) -> list[tuple[int, int]]:
-    """Heights and widths of windows in sixteenths of the frame, in turns."""
-    places = [(n, n) for n in range(1, 17)]
-    steps = [places[0], *(one for low, high in pairwise(places) for one in ((low[0], high[1]), high))]
-    return [(max(1, height * a // 16), max(1, width * b // 16)) for a, b in steps]
+def _sides(height: int, width: int, ratio: float) -> list[tuple[int, int]]:
+    """Heights and widths of windows in sixteenths of the frame, by area, at most so many times wider than high."""
+    places = [(a, b) for a in range(1, 17) for b in range(a, 17) if b <= ratio * a]
+    places.sort(key=lambda one: (one[0] * one[1], one[1]))
+    return list(dict.fromkeys((max(1, height * a // 16), max(1, width * b // 16)) for a, b in places))
 
 
 def _near(frames: int, side: tuple[int, int], stride: tuple[int, int]) -> Neighborhood:

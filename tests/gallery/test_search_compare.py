@@ -46,7 +46,7 @@ def test_every_pattern_of_the_library_is_tried(load: Load, grid: tuple[int, int,
     assert all(len(set(rungs)) == len(rungs) for rungs in kinds.values())
 
 
-@pytest.mark.parametrize("kind", ["tube", "disc", "stripes", "multi-diagonal", "decay"])
+@pytest.mark.parametrize("kind", ["rows", "disc", "multi-diagonal", "decay"])
 def test_sizes_of_a_kind_cost_more_and_more(load: Load, kind: str) -> None:
     module = load("compare_singles")
     ladder = module.Ladder(kind, module.all_kinds((5, 16, 16))[kind], "foveal", (5, 16, 16), 64, "cpu")
@@ -63,6 +63,9 @@ def test_the_largest_size_below_a_share_is_taken(load: Load) -> None:
     assert ladder.below(3) == (rungs[2], 3)
     assert ladder.below(0.9) is None
     assert ladder.below(1e9) == (rungs[-1], len(rungs))
+    assert ladder.known_below(3.5) == (rungs[2], 3)
+    ladder.costs = {**ladder.costs, 5: 3.2}  # a larger size that costs less than one before it
+    assert ladder.below(3.5) == (rungs[5], 3.2)
 
 
 def test_processes_find_the_same_costs(load: Load) -> None:
