@@ -127,6 +127,7 @@ def all_kinds(grid: Grid) -> dict[str, list[Pattern]]:
     area, tokens = height * width, frames * height * width
     sides, squares = _sides(height, width, 2.0), _sides(height, width, 1.2)
     middle, near = frames // 2 | 1, frames // 3 | 1
+    every = max(64, min(1024, area))
     stride = max(1, height // 8), max(1, width // 8)
     parts = [2 ** (n / 3) / 128 for n in range(22)]  # 0.8 % to all but one
     kinds: dict[str, list[Callable[[], Pattern]]] = {
@@ -160,7 +161,7 @@ def all_kinds(grid: Grid) -> dict[str, list[Pattern]]:
         "multi-diagonal": [lambda p=p: MultiDiagonal(width=max(1, round(p * tokens))) for p in parts],
         "spatial head": [lambda p=p: SpatialHead(width=round(p * frames, 3)) for p in parts],
         "temporal head": [lambda p=p: TemporalHead(width=round(p * frames, 3)) for p in parts],
-        "stripes": [lambda n=n: Stripe(every=32 * n, width=32) for n in (128, 64, 48, *range(32, 1, -1))],
+        "stripes": [lambda n=n: Stripe(every=every, width=32 * n) for n in range(1, every // 32)],
         "strided": [lambda n=n: Strided(stride=n) for n in (64, 48, 32, 24, 16, 12, 8, 6, 5, 4, 3, 2)],
         "powers of two": [
             lambda n=n: PowerOfTwo(block=min(256, max(1, area // 4)), window=n) for n in range(1, tokens // 256 + 2)

@@ -208,6 +208,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     command += f"--tries 1 --out {folder / 'c.json'} --png {folder / 'c.png'} --plans {folder / 'plans'}"
     rows = ["--only", "^(searched|uniform|floor|dense, 2|sparse-vdit, eps|(single|compensated) pattern 1)"]
+    rows += ["--only-kinds", "tube,first frame"]
     for path in FOLDERS:
         sys.path.insert(0, str(path))
     try:
