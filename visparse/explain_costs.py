@@ -169,7 +169,7 @@ class Costs:
 def _kept(selector: Selector) -> Range:
     """Share of the blocks that a selector keeps: least and most."""
     if isinstance(selector, TopK):
-        return selector.keep, selector.keep
+        return selector.share, selector.share
     if isinstance(selector, TopP):
         return selector.least, selector.most
     raise TypeError(f"selector: wanted TopK or TopP, got {type(selector).__name__}; teach visparse.explain its share")

@@ -95,7 +95,7 @@ def foveal() -> SparsePlan:
     return SparsePlan(
         name="foveal",
         patterns={
-            "foveal": PatternTemplate({"name": "top_k", "keep": 0.125, "score": "mass_variance", "refresh": 0.6})
+            "foveal": PatternTemplate({"name": "top_k", "share": 0.125, "score": "mass_variance", "refresh": 0.6})
         },
         default="foveal",
         dense_steps=0.25,

@@ -124,13 +124,13 @@ def _selected(target: float, dense: int, middle: int, spreads: bool) -> list[Cas
     for score, spread in (("pooled", False), ("mass", False), ("mass_variance", False), ("mass_variance", True)):
         if spread and not spreads:
             continue
-        top = TopK(keep=target, score=score, spread=spread)
+        top = TopK(share=target, score=score, spread=spread)
         name = f"top-k {score}{', spread' if spread else ''}"
         plans[name, "dropped"] = plan_of(top, dense)
         plans[name, "proxies"] = plan_of(top, dense, Proxies())
         if score != "mass_variance":
             continue
-        renewed = TopK(keep=target, score=score, spread=spread, refresh=(middle,))
+        renewed = TopK(share=target, score=score, spread=spread, refresh=(middle,))
         foveal = f"foveal{', spread' if spread else ''}"
         plans[name, "residual"] = plan_of(top, dense, None, None, full)
         plans[foveal, ""] = plan_of(top, dense, Proxies(), None, full)
@@ -143,7 +143,7 @@ def _selected(target: float, dense: int, middle: int, spreads: bool) -> list[Cas
 
 
 def _storages(target: float, dense: int) -> list[Case]:
-    top = TopK(keep=target, score="mass_variance")
+    top = TopK(share=target, score="mass_variance")
     return [
         Case(
             name=_name("foveal", f"residual in {storage}", target),
@@ -156,7 +156,7 @@ def _storages(target: float, dense: int) -> list[Case]:
 
 def _fine(target: float, dense: int) -> list[Case]:
     """Smaller tiles than the kernels like."""
-    top, full = TopK(keep=target, score="mass_variance"), ReuseResidual(storage="full")
+    top, full = TopK(share=target, score="mass_variance"), ReuseResidual(storage="full")
     plans = {
         "top-k mass_variance": plan_of(top, dense, Proxies()),
         "foveal": plan_of(top, dense, Proxies(), None, full),

@@ -46,7 +46,7 @@ def by_score(scores: Tensor, tiles: int, spread: bool = False) -> Tensor:
     Returns:
         bool [1, H, n, n].
     """
-    return select(TopK(keep=tiles / scores.shape[-1], spread=spread), scores)
+    return select(TopK(share=tiles / scores.shape[-1], spread=spread), scores)
 
 
 def shipped_scores(layer: Layer, kind: str, sample: int = SAMPLE) -> Tensor:

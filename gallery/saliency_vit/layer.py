@@ -92,7 +92,7 @@ class Seen:
             layer: the layer.
             kept: bool [1, H, tiles, tiles].
         """
-        patterns = (TopK(keep=1.0),) * layer.heads  # room in the lists for any number of tiles
+        patterns = (TopK(share=1.0),) * layer.heads  # room in the lists for any number of tiles
         lists = choose_tiles(layer.tiles, patterns, kept, {}, None).lists[0]
         return cls(layer, kept, lists, *attend(layer.q, layer.k, layer.v, lists, return_lse=True))
 

@@ -176,7 +176,7 @@ def all_kinds(grid: Grid) -> dict[str, list[Pattern]]:
 
 def uniform(refresh: float | int | None) -> list[Pattern]:
     """Tiles chosen by content, the same share for every head."""
-    return [TopK(keep=n / 400, score="mass_variance", refresh=refresh) for n in range(1, 361)]
+    return [TopK(share=n / 400, score="mass_variance", refresh=refresh) for n in range(1, 361)]
 
 
 def _fitting(made: Sequence[Callable[[], Pattern]], grid: Grid) -> list[Pattern]:

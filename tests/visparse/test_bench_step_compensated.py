@@ -262,7 +262,7 @@ def _measured(monkeypatch: pytest.MonkeyPatch, plan: SparsePlan) -> dict[str, An
 
 
 def test_a_plan_that_measures_at_every_step_shows_no_time(monkeypatch, clock):
-    pattern = {"name": "top_k", "keep": 0.125, "refresh": 1}
+    pattern = {"name": "top_k", "share": 0.125, "refresh": 1}
     plan = SparsePlan(name="bad", patterns={"a": pattern}, default="a", dense_steps=1, proxies=Proxies())
     row = _measured(monkeypatch, plan)
     assert "not the steps that were to be timed: wanted Calls(sparse=2, measured=0, dense=0)" in row["why"]

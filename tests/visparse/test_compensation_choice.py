@@ -11,7 +11,7 @@ from visparse_kernels.attend.gluon_tables import parts_of, tables_of
 
 def test_every_choice_lies_on_the_same_tables() -> None:
     tiles = tiles_for(Layout((3, 10, 12), after=20), 64, 64, torch.device("cpu"))
-    patterns = (TopK(keep=0.5), Skip(), TopK(keep=0.5))
+    patterns = (TopK(share=0.5), Skip(), TopK(share=0.5))
     maps = torch.rand(2, 1, 2, tiles.visual_q, tiles.visual_k, generator=torch.Generator().manual_seed(0)) < 0.4
     one, two = (choose_tiles(tiles, patterns, chosen, {}, None).lists[0] for chosen in maps)
     assert not torch.equal(one.full_offsets, two.full_offsets)

@@ -28,15 +28,15 @@ PLANS: dict[str, dict[str, Any]] = {
     "agents": NEAR | {"proxies": {"kind": "agent"}},
     "statistics": NEAR | {"statistics": {}},
     "residual": NEAR | {"residual": {"storage": "full"}},
-    "pooled": {"patterns": {"p": TopK(keep=0.25, score="pooled")}, "default": "p", "proxies": {}},
+    "pooled": {"patterns": {"p": TopK(share=0.25, score="pooled")}, "default": "p", "proxies": {}},
     "top p": {"patterns": {"p": TopP(mass=0.5, score="pooled", most=0.5)}, "default": "p", "proxies": {}},
     "foveal": {
-        "patterns": {"p": TopK(keep=0.25, score="mass_variance", sample=1, refresh=(3,))},
+        "patterns": {"p": TopK(share=0.25, score="mass_variance", sample=1, refresh=(3,))},
         "default": "p",
         "proxies": {},
         "residual": {"storage": "full", "refresh": (3,)},
     },
-    "spread": {"patterns": {"p": TopK(keep=0.25, sample=1, spread=True)}, "default": "p", "proxies": {"per_tile": 4}},
+    "spread": {"patterns": {"p": TopK(share=0.25, sample=1, spread=True)}, "default": "p", "proxies": {"per_tile": 4}},
 }
 
 

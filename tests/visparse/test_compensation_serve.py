@@ -167,13 +167,13 @@ def test_proxies_of_equal_keys_and_values_are_exact() -> None:
 
 
 def test_all_tiles_seen_is_dense_attention() -> None:
-    run = Run(patterns={"all": TopK(keep=1.0, score="pooled")}, default="all", proxies={}, dense_steps=0)
+    run = Run(patterns={"all": TopK(share=1.0, score="pooled")}, default="all", proxies={}, dense_steps=0)
     out, states = run.call(0)
     torch.testing.assert_close(out, dense(*states)[0], atol=2e-6, rtol=1e-5)
 
 
 def test_a_choice_by_mass_is_made_at_the_last_dense_step_and_reused() -> None:
-    run = Run(patterns={"mass": TopK(keep=0.25, sample=1)}, default="mass", proxies={})
+    run = Run(patterns={"mass": TopK(share=0.25, sample=1)}, default="mass", proxies={})
     first, states = run.call(0)
     assert torch.equal(first, dense(*states)[0])  # the model's own attention
     measured, states = run.call(1, seed=1)
@@ -245,7 +245,7 @@ def test_a_refresh_measures_again_and_its_output_is_dense() -> None:
 def test_a_new_choice_makes_the_residual_new() -> None:
     run = Run(
         total=8,
-        patterns={"mass": TopK(keep=0.2, refresh=(4,), sample=1)},
+        patterns={"mass": TopK(share=0.2, refresh=(4,), sample=1)},
         default="mass",
         residual={"storage": "full"},
     )
@@ -265,7 +265,7 @@ def test_new_statistics_make_the_residual_new() -> None:
 
 def test_heads_mix_patterns_selectors_and_nothing() -> None:
     run = Run(
-        patterns={"near": NEAR, "mass": TopK(keep=0.25, sample=1), "none": Skip()},
+        patterns={"near": NEAR, "mass": TopK(share=0.25, sample=1), "none": Skip()},
         assignment=[{"pattern": "mass", "heads": [1]}, {"pattern": "none", "heads": [2]}],
         proxies={},
     )
@@ -290,7 +290,7 @@ def test_a_layer_of_skipped_heads_gives_what_its_residual_says() -> None:
 
 
 def test_rows_of_a_batch_choose_for_themselves() -> None:
-    plan = {"patterns": {"mass": TopK(keep=0.25, sample=1)}, "default": "mass", "proxies": {}, "residual": {}}
+    plan = {"patterns": {"mass": TopK(share=0.25, sample=1)}, "default": "mass", "proxies": {}, "residual": {}}
     both = Run(**plan)
     for step in (0, 1, 2):
         out, _ = both.call(step, seed=step, batch=2)
@@ -341,7 +341,7 @@ def test_hidden_keys_count_for_nothing() -> None:
 # ---- state -----------------------------------------------------------------------------------------------------------
 
 REUSED: dict[str, Any] = {
-    "patterns": {"mass": TopK(keep=0.2, sample=1)},
+    "patterns": {"mass": TopK(share=0.2, sample=1)},
     "default": "mass",
     "proxies": {},
     "residual": {"storage": "full"},

@@ -76,7 +76,7 @@ def test_schedules():
 
 def test_densities_of_selectors_and_lists():
     mix = PerHead(patterns=(Skip(), NEAR))
-    patterns = {"k": TopK(keep=0.25), "p": TopP(least=0.1, most=0.5), "mix": mix, "dense": {"name": "dense"}}
+    patterns = {"k": TopK(share=0.25), "p": TopP(least=0.1, most=0.5), "mix": mix, "dense": {"name": "dense"}}
     plan = SparsePlan(
         name="s",
         patterns=patterns,

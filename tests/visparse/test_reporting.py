@@ -164,7 +164,7 @@ def test_pattern_of_the_report_is_the_plans():
 def test_a_grid_for_a_plan_that_sees_whole_tiles(session):
     plan = replace(
         PLAN,
-        patterns=PLAN.patterns | {"chosen": PatternTemplate({"name": "top_k", "keep": 0.25})},
+        patterns=PLAN.patterns | {"chosen": PatternTemplate({"name": "top_k", "share": 0.25})},
         assignment=(Rule(pattern="chosen", layers=1, heads=0), Rule(pattern="all", layers=2)),
         dense_steps=1,
         proxies={},

@@ -18,7 +18,7 @@ from visparse_kernels.lists import BlockLists
 
 GRID, HEADS, SIZE = (2, 14, 16), 3, 16
 WINDOW = Neighborhood(window=(1, 5, 5))
-TOP = TopK(keep=0.25, score="mass_variance")
+TOP = TopK(share=0.25, score="mass_variance")
 PLAIN = (Dense(), Skip(), WINDOW, SpatialHead(width=0.5))
 FOVEAL = (Dense(), Skip(), WINDOW, TOP)
 

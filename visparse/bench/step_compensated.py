@@ -78,7 +78,7 @@ def trials(model: Architecture, device: torch.device) -> list[Trial]:
 def _top_k(name: str, *, score: str = "mass_variance", **compensations: Any) -> SparsePlan:
     return SparsePlan(
         name=name,
-        patterns={"chosen": {"name": "top_k", "keep": _KEEP, "score": score}},  # type: ignore[dict-item]
+        patterns={"chosen": {"name": "top_k", "share": _KEEP, "score": score}},  # type: ignore[dict-item]
         default="chosen",
         dense_steps=0 if score == "pooled" else 1,
         **compensations,

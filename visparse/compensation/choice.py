@@ -110,7 +110,7 @@ def select(selector: Selector, scores: Tensor) -> Tensor:
         return choose_top_p(scores, selector.mass, _count(selector.least, tiles), _count(selector.most, tiles))
     if not isinstance(selector, TopK):
         raise TypeError(f"selector: wanted TopK or TopP, got {type(selector).__name__}")
-    count = _count(selector.keep, tiles)
+    count = _count(selector.share, tiles)
     if not selector.spread:
         return choose_top_k(scores, count)
     return choose_per_head(scores, count / tiles, max(1, count // _SPREAD), min(tiles, count * _SPREAD))
@@ -146,4 +146,4 @@ def _most(selector: Selector, tiles: int) -> int:
     """The most tiles that a block of queries keeps, or, where they are spread, the mean."""
     if isinstance(selector, TopP):
         return _count(selector.most, tiles)
-    return _count(selector.keep, tiles) if isinstance(selector, TopK) else tiles
+    return _count(selector.share, tiles) if isinstance(selector, TopK) else tiles

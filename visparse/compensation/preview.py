@@ -56,5 +56,5 @@ def tiled_density(router: Router, layer: int, layout: Layout, stage: int, device
 def _share(pattern: Pattern) -> float | None:
     """Share of the tiles that a selector keeps; None for other patterns."""
     if isinstance(pattern, TopK):
-        return pattern.keep
+        return pattern.share
     return (pattern.least + pattern.most) / 2 if isinstance(pattern, TopP) else None

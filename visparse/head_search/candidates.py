@@ -93,7 +93,7 @@ def make_candidates(
     own = patterns or {}
     library = {**_library(layout), **own}
     for keep in _KEEPS:
-        library.setdefault(f"top{keep}", TopK(keep=1 / keep, score="mass_variance", refresh=refresh))
+        library.setdefault(f"top{keep}", TopK(share=1 / keep, score="mass_variance", refresh=refresh))
     for wanted in names or ():
         if not any(name.startswith(wanted) for name in library):
             raise ValueError(f"candidates: no candidate begins with {wanted!r}; known: {', '.join(library)}")

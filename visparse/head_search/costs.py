@@ -112,7 +112,7 @@ def _listed(
 def _tiled(pattern: Pattern, tiles: Tiles, rate: Rate) -> tuple[tuple[float, float, float], float]:
     """The same for a pattern that is widened to tiles, all of them full, or for a selector."""
     if isinstance(pattern, TopK):
-        kept = min(tiles.visual_k, max(1, round(pattern.keep * tiles.visual_k)))
+        kept = min(tiles.visual_k, max(1, round(pattern.share * tiles.visual_k)))
         extra = tiles.n_k - tiles.visual_k
         blocks = tiles.visual_q * (kept + extra) + (tiles.n_q - tiles.visual_q) * tiles.n_k
     elif isinstance(pattern, Selector):

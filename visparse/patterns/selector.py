@@ -62,23 +62,23 @@ class TopK(Selector):
     Extra tokens (text) are always seen and do not count. On another grid: nothing changes, it is a share.
 
     Args:
-        keep: share of the tiles in (0, 1]; at least one is kept.
+        share: of the tiles that is kept, in (0, 1]; at least one is.
         spread: False: each block of queries of each head keeps as many. True: the mean over heads and blocks is
-            `keep`, and those keep more whose scores are higher, between a quarter of `keep` and four times as many.
+            `share`, and those keep more whose scores are higher, between a quarter of `share` and four times as many.
 
     Source: VMoBA, VSA, NABLA and others (pooled scores); SparseD, arXiv 2509.24014 (exact scores, reused).
     """
 
     name: ClassVar[str] = "top_k"
 
-    keep: float = 0.125
+    share: float = 0.125
     spread: bool = False
 
     def __post_init__(self) -> None:
         """Check the values."""
         super().__post_init__()
-        if not isinstance(self.keep, (int, float)) or isinstance(self.keep, bool) or not 0 < self.keep <= 1:
-            raise ValueError(f"keep: wanted a share of the tiles in (0, 1], got {self.keep!r}; 0.125 is an eighth")
+        if not isinstance(self.share, (int, float)) or isinstance(self.share, bool) or not 0 < self.share <= 1:
+            raise ValueError(f"share: wanted a share of the tiles in (0, 1], got {self.share!r}; 0.125 is an eighth")
         if type(self.spread) is not bool:
             raise ValueError(f"spread: wanted True or False, got {self.spread!r}")
 

@@ -13,7 +13,7 @@ import torch
         ("foveal", {"refresh": 0}, r"refresh: wanted None \(never\), an int > 0 .*got 0; leave it out"),
         ("foveal", {"residual": {"refresh": 0}}, r"residual: refresh: wanted None .*got 0"),
         ("neighborhood", {"statistics": {"refresh": -1}}, r"statistics: refresh: wanted None .*got -1"),
-        ("foveal", {"keep": 0}, r"keep: wanted a share of the tiles in \(0, 1\], got 0; 0.125 is an eighth"),
+        ("foveal", {"share": 0}, r"share: wanted a share of the tiles in \(0, 1\], got 0; 0.125 is an eighth"),
         ("foveal", {"proxies": {"per_tile": 64}}, r"proxies: per_tile: wanted a power of two from 1 to 32, got 64"),
         ("foveal", {"block_k": 48}, r"block_k must be a positive multiple of 32, .*got 48"),
         ("foveal", {"residual": {"storage": "low-rank", "rank": 33}}, r"rank: wanted at most 32 .*got 33; 16 is usual"),
@@ -72,7 +72,7 @@ def test_one_tile_that_holds_all_is_dense(wan, movie, sparse):
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
 def test_report_and_explanation_agree(wan, movie, guidance, sparse, at_step):
     passes = 1 + (guidance > 1)
-    handle = sparse(wan, keep=0.5, residual={"refresh": 0.6, "storage": "full"})
+    handle = sparse(wan, share=0.5, residual={"refresh": 0.6, "storage": "full"})
     held: list[int] = []
     movie(
         wan,

@@ -79,7 +79,7 @@ def test_many_sizes_leave_no_memory(wan, movie, sparse, serving):
 
 
 def test_a_model_without_steps_keeps_nothing(wan_transformer):
-    settings = {"keep": 0.3, "score": "pooled", "refresh": None, "residual": None, "dense_steps": 0}
+    settings = {"share": 0.3, "score": "pooled", "refresh": None, "residual": None, "dense_steps": 0}
     visparse.sparsify(wan_transformer, "foveal", **settings, **BLOCKS)
     with torch.no_grad():
         for _ in range(3):
