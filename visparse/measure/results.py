@@ -1,4 +1,4 @@
-"""The one form in which every measurement is kept or printed (DESIGN 4.7)."""
+"""The one form in which every measurement is kept or printed (DESIGN 4.8)."""
 
 from __future__ import annotations
 
