@@ -17,7 +17,7 @@ def test_python_runs(capsys) -> None:
     exec(compile(block, "README.md", "exec"), names)
     assert names["video"].frames.shape == (1, 5, 64, 64, 3)  # type: ignore[attr-defined]
     shown = capsys.readouterr().out
-    assert "radial" in shown
+    assert "foveal" in shown
     assert "layer" in shown
 
 
