@@ -9,7 +9,6 @@ from typing import Any
 from visparse.estimates import Estimate, estimate
 from visparse.layout import Layout
 from visparse.patterns import Dense
-from visparse.patterns.selector import Selector, TopK, TopP
 from visparse.plan import SparsePlan
 from visparse.rules import ModelFingerprint
 from visparse.schedule import Timetable
@@ -154,7 +153,7 @@ class Costs:
             found = self._estimate([self.plan.patterns[name].resolve(self.layout.grid)])
             time = found.milliseconds or 0.0
             return (found.block_density, found.block_density), (time, time)
-        kept, group, rate = _kept(selector), self.whole.groups[0], self.whole.rate
+        kept, group, rate = selector.shares, self.whole.groups[0], self.whole.rate
         if rate is None:
             return kept, (0.0, 0.0)
         least, most = (
@@ -164,12 +163,3 @@ class Costs:
 
     def _estimate(self, patterns: list[Any]) -> Estimate:
         return estimate(patterns, self.layout, device=self.device, head_dim=self.model.head_dim)
-
-
-def _kept(selector: Selector) -> Range:
-    """Share of the blocks that a selector keeps: least and most."""
-    if isinstance(selector, TopK):
-        return selector.share, selector.share
-    if isinstance(selector, TopP):
-        return selector.least, selector.most
-    raise TypeError(f"selector: wanted TopK or TopP, got {type(selector).__name__}; teach visparse.explain its share")

@@ -185,12 +185,16 @@ def _model_report(name: str, session: Session, grid: tuple[int, int, int] | None
     )
 
 
+def _at_last_stage(session: Session) -> tuple[Router, int, torch.device]:
+    """The router, the plan's last stage, and the denoiser's device."""
+    router = session.router
+    stage = router.plan.last_stage(router.clock.total or 1, router.clock.sigmas)
+    return router, stage, next(session.module.parameters()).device
+
+
 def _preview(session: Session, layout: Layout) -> list[BlockLists | None]:
     """Block lists of the plan's last stage; a share of steps needs no number of steps there."""
-    router = session.router
-    device = next(session.module.parameters()).device
-    total = router.clock.total or 1
-    stage = router.plan.last_stage(total)
+    router, stage, device = _at_last_stage(session)
     return [router.layer_lists(layer, layout, stage, device) for layer in range(router.model.layers)]
 
 
@@ -198,9 +202,7 @@ def _preview_tiles(session: Session, layout: Layout) -> list[float | None]:
     """Block density of each layer at the plan's last stage, where its heads see whole tiles; else None."""
     from visparse.compensation.preview import tiled_density  # here, so that `import visparse` stays light
 
-    router = session.router
-    device = next(session.module.parameters()).device
-    stage = router.plan.last_stage(router.clock.total or 1, router.clock.sigmas)
+    router, stage, device = _at_last_stage(session)
     return [tiled_density(router, layer, layout, stage, device) for layer in range(router.model.layers)]
 
 

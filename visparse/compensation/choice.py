@@ -134,16 +134,9 @@ def _capacity(tiles: Tiles, patterns: Sequence[Pattern], maps: Tensor, chosen: T
     else:
         by_content = [pattern for pattern in patterns if isinstance(pattern, Selector)]
         positions = maps.shape[1] - len(by_content)
-        visited = sum(_most(pattern, tiles.visual_k) for pattern in by_content) * tiles.visual_q
+        visited = sum(_count(pattern.shares[1], tiles.visual_k) for pattern in by_content) * tiles.visual_q
         visited += positions * tiles.visual_q * tiles.visual_k
         groups = maps.shape[1]
     extra_q, extra_k = tiles.n_q - tiles.visual_q, tiles.n_k - tiles.visual_k
     visited += groups * (tiles.visual_q * extra_k + extra_q * tiles.n_k)
     return min(tiles.n_k, max(1, -(-visited // (max(groups, 1) * tiles.n_q))))
-
-
-def _most(selector: Selector, tiles: int) -> int:
-    """The most tiles that a block of queries keeps, or, where they are spread, the mean."""
-    if isinstance(selector, TopP):
-        return _count(selector.most, tiles)
-    return _count(selector.share, tiles) if isinstance(selector, TopK) else tiles

@@ -8,7 +8,7 @@ import torch
 
 from visparse.compensation.tiles import tile_blocks, tiles_for
 from visparse.layout import Layout
-from visparse.patterns import Pattern, Selector, Skip, TopK, TopP
+from visparse.patterns import Pattern, Selector, Skip
 
 if TYPE_CHECKING:
     from visparse.router import Router
@@ -46,15 +46,10 @@ def tiled_density(router: Router, layer: int, layout: Layout, stage: int, device
         if isinstance(pattern, Skip):
             shares[pattern] = 0.0
             continue
-        share = _share(pattern)
-        inside = float(tiles.widen(pattern).float().mean()) if share is None else share
+        if isinstance(pattern, Selector):
+            inside = sum(pattern.shares) / 2
+        else:
+            inside = float(tiles.widen(pattern).float().mean())
         visited = inside * tiles.visual_q * tiles.visual_k
         shares[pattern] = (visited + tiles.n_q * tiles.n_k - tiles.visual_q * tiles.visual_k) / (tiles.n_q * tiles.n_k)
     return sum(shares[pattern] for pattern in patterns) / len(patterns)
-
-
-def _share(pattern: Pattern) -> float | None:
-    """Share of the tiles that a selector keeps; None for other patterns."""
-    if isinstance(pattern, TopK):
-        return pattern.share
-    return (pattern.least + pattern.most) / 2 if isinstance(pattern, TopP) else None

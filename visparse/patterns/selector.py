@@ -1,5 +1,6 @@
 """Selectors: patterns whose blocks are chosen from what attention sees, not by position."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -49,6 +50,11 @@ class Selector(Pattern):
         """Whether the choice is made at a dense step and reused."""
         return self.score != "pooled"
 
+    @property
+    @abstractmethod
+    def shares(self) -> tuple[float, float]:
+        """Share of the tiles that a block of queries keeps: least and most; the mean where a budget is spread."""
+
     def pairs(self, q: Tensor, k: Tensor, grid: Grid) -> Tensor:
         """Keep all pairs: each may be chosen; see `Pattern.pairs`."""
         shape = torch.broadcast_shapes(q[..., 0].shape, k[..., 0].shape)
@@ -82,6 +88,11 @@ class TopK(Selector):
         if type(self.spread) is not bool:
             raise ValueError(f"spread: wanted True or False, got {self.spread!r}")
 
+    @property
+    def shares(self) -> tuple[float, float]:
+        """The share, twice; see `Selector.shares`."""
+        return self.share, self.share
+
 
 @dataclass(frozen=True, kw_only=True)
 class TopP(Selector):
@@ -112,3 +123,8 @@ class TopP(Selector):
             raise ValueError(
                 f"least, most: wanted 0 < least <= most <= 1, shares of the tiles, got {self.least!r} and {self.most!r}"
             )
+
+    @property
+    def shares(self) -> tuple[float, float]:
+        """The bounds; see `Selector.shares`."""
+        return self.least, self.most
