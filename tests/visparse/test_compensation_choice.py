@@ -1,11 +1,13 @@
 """The choice of tiles: lists of every step lie on the same tables."""
 
+import pytest
 import torch
 
 from visparse.compensation.choice import choose_tiles
-from visparse.compensation.tiles import tiles_for
+from visparse.compensation.tiles import kept_tiles, tiles_for
 from visparse.layout import Layout
-from visparse.patterns import Skip, TopK
+from visparse.patterns import Dense, Neighborhood, Skip, TopK, TopP
+from visparse_kernels import choose_top_k
 from visparse_kernels.attend.gluon_tables import parts_of, tables_of
 
 
@@ -19,3 +21,19 @@ def test_every_choice_lies_on_the_same_tables() -> None:
     assert one.head_group.tolist() == [0, -1, 1]
     assert tables_of(one) is tables_of(two)  # else the Hopper kernel would wait for the device at every step
     assert parts_of(one, tables_of(one)) is parts_of(two, tables_of(two))
+
+
+def test_block_density_counts_what_is_visited() -> None:
+    tiles = tiles_for(Layout((3, 10, 12), before=5, after=20), 64, 32, torch.device("cpu"))
+    blocks, extra = tiles.n_q * tiles.n_k, tiles.n_q * tiles.n_k - tiles.visual_q * tiles.visual_k
+    near, top, nucleus = Neighborhood(window=(3, 5, 5)), TopK(share=0.3), TopP(mass=0.5, least=0.01, most=0.6)
+    assert tiles.block_density(Skip()) == (0.0, 0.0)
+    assert tiles.block_density(Dense()) == (1.0, 1.0)
+    visited = float(tiles.with_extra(tiles.widen(near)).float().mean())
+    assert tiles.block_density(near) == pytest.approx((visited, visited))
+    kept = choose_top_k(torch.rand(tiles.visual_q, tiles.visual_k), kept_tiles(0.3, tiles.visual_k))
+    assert tiles.block_density(top) == pytest.approx((float(tiles.with_extra(kept).float().mean()),) * 2)
+    most = round(0.6 * tiles.visual_k)
+    assert tiles.block_density(nucleus) == pytest.approx(
+        ((tiles.visual_q + extra) / blocks, (tiles.visual_q * most + extra) / blocks)
+    )

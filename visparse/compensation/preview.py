@@ -8,7 +8,7 @@ import torch
 
 from visparse.compensation.tiles import tile_blocks, tiles_for
 from visparse.layout import Layout
-from visparse.patterns import Pattern, Selector, Skip
+from visparse.patterns import Selector
 
 if TYPE_CHECKING:
     from visparse.router import Router
@@ -39,17 +39,5 @@ def tiled_density(router: Router, layer: int, layout: Layout, stage: int, device
         return None
     usual = tile_blocks(router.model.head_dim)
     tiles = tiles_for(layout, router.settings.block_q or usual[0], router.settings.block_k or usual[1], device)
-    shares: dict[Pattern, float] = {}
-    for pattern in patterns:
-        if pattern in shares:
-            continue
-        if isinstance(pattern, Skip):
-            shares[pattern] = 0.0
-            continue
-        if isinstance(pattern, Selector):
-            inside = sum(pattern.shares) / 2
-        else:
-            inside = float(tiles.widen(pattern).float().mean())
-        visited = inside * tiles.visual_q * tiles.visual_k
-        shares[pattern] = (visited + tiles.n_q * tiles.n_k - tiles.visual_q * tiles.visual_k) / (tiles.n_q * tiles.n_k)
+    shares = {pattern: sum(tiles.block_density(pattern)) / 2 for pattern in dict.fromkeys(patterns)}
     return sum(shares[pattern] for pattern in patterns) / len(patterns)

@@ -13,7 +13,7 @@ from torch import Tensor
 from visparse.boxes import Side, box_shapes, runs_of, tiles_of
 from visparse.layout import Grid, Layout
 from visparse.order import Tile
-from visparse.patterns.base import Pattern
+from visparse.patterns import Pattern, Selector, Skip
 from visparse_kernels.boxes import Boxes
 
 _BLOCKS = {64: (192, 128)}  # head size -> block sizes; what the Hopper kernel likes is taken on every device
@@ -28,6 +28,16 @@ def tile_blocks(head_dim: int) -> tuple[int, int]:
         head_dim: size of a head.
     """
     return _BLOCKS.get(head_dim, _DEFAULT)
+
+
+def kept_tiles(share: float, tiles: int) -> int:
+    """Return how many tiles a share of them is, at least one.
+
+    Args:
+        share: in (0, 1].
+        tiles: number of tiles of keys.
+    """
+    return min(tiles, max(1, round(share * tiles)))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,6 +98,25 @@ class Tiles:
         first = self.layout.before
         some, _ = pattern.cover(torch.where(q < 0, -1, q - first), torch.where(k < 0, -1, k - first), self.layout.grid)
         return some
+
+    def block_density(self, pattern: Pattern) -> tuple[float, float]:
+        """Return visited blocks over all blocks of a head whose pattern is widened to tiles: least and most.
+
+        Args:
+            pattern: of the head; the two differ only for a selector that decides by what it sees.
+
+        Raises:
+            ValueError: it does not fit the grid.
+        """
+        if isinstance(pattern, Skip):
+            return 0.0, 0.0
+        if isinstance(pattern, Selector):
+            least, most = (self.visual_q * kept_tiles(share, self.visual_k) for share in pattern.shares)
+        else:
+            least = most = int(self.widen(pattern).sum())
+        blocks = self.n_q * self.n_k
+        extra = blocks - self.visual_q * self.visual_k
+        return (least + extra) / blocks, (most + extra) / blocks
 
     def with_extra(self, kept: Tensor) -> Tensor:
         """Add the blocks of extra tokens, which see everything and are seen by everything.
