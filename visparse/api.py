@@ -10,8 +10,9 @@ from torch import nn
 
 from visparse.adapter import find_denoisers, unwrapped
 from visparse.handle import Handle
+from visparse.one_call import for_one_call
 from visparse.plan import SparsePlan
-from visparse.presets import load_plan
+from visparse.presets import AUTO, PRESETS, load_plan
 from visparse.reporting import Report, make_report
 from visparse.settings import Settings
 from visparse.steps import Clock, SchedulerSteps
@@ -25,12 +26,14 @@ _SETTINGS = [field.name for field in fields(Settings)]
 def sparsify(
     target: Any, plan: str | Path | SparsePlan = "radial", *, strict: bool = False, **overrides: Any
 ) -> Handle:
-    """Make the self-attention of a pipeline or denoiser sparse, in place.
+    """Make the self-attention of a pipeline, denoiser or vision transformer sparse, in place.
 
     A second call replaces the first one cleanly. If anything is wrong, an error is raised and nothing has changed.
 
     Args:
-        target: a diffusers pipeline (each of its denoisers that visparse knows is served), or a denoiser.
+        target: a diffusers pipeline (each of its denoisers that visparse knows is served), a denoiser, or a timm vision
+            transformer. The latter has no denoising steps: presets run there with `dense_steps=0`, and a plan that
+            needs a dense step is an error.
         plan: `"auto"`: the plan beside the model, else the safest preset (see `visparse.presets.auto_plan`). Name of a
             preset (`"dense"`, `"radial"`, `"neighborhood"`), path of a plan file or of a folder that holds
             `visparse_plan.json`, or a `SparsePlan`.
@@ -44,13 +47,17 @@ def sparsify(
 
     Raises:
         TypeError: the target is neither a pipeline nor a module, or the plan is no plan.
-        ValueError: unknown plan or override (names the nearest), a plan for another model, no known denoiser, or no
-            layer that can be served.
+        ValueError: unknown plan or override (names the nearest), a plan for another model, or one that needs steps
+            for a model without any, no known denoiser, or no layer that can be served.
         FileNotFoundError: no plan at a path.
     """
     settings = Settings(strict=strict, **{name: overrides.pop(name) for name in _SETTINGS if name in overrides})
     chosen = load_plan(plan, target).with_changes(settings=_SETTINGS, **overrides)
     denoisers = find_denoisers(target)
+    for _, adapter in denoisers.values():
+        if adapter.timestep is None:
+            preset = isinstance(plan, str) and plan in (*PRESETS, AUTO)
+            chosen = for_one_call(chosen, adapter.model_class, free=preset and "dense_steps" not in overrides)
     from visparse.router import Router  # here, so that `import visparse` stays light
     from visparse.session import Session
 
@@ -73,7 +80,7 @@ def sparsify(
 
 
 def restore(target: Any) -> bool:
-    """Undo `sparsify`: the very same processor objects are back, all hooks are gone.
+    """Undo `sparsify`: the very same processors and classes are back, all hooks are gone.
 
     Args:
         target: the pipeline or denoiser.

@@ -1,8 +1,9 @@
-"""Interception: a layer's own processor, with only its call to dense attention led through a route.
+"""Interception: a layer's own code, with only its call to dense attention led through a route.
 
-`routed_class(base)` is a subclass of the processor's class whose `__call__` runs the original code object in a copy of
-its globals, in which `dispatch_attention_fn` and `F` are ours. Projections, norms, rotary embedding, LoRA and quantised
-layers stay the model's own, and nothing of another library is changed.
+`routed_class(base)` is a subclass of a processor's class whose `__call__` runs the original code object in a copy of
+its globals, in which `dispatch_attention_fn` and `F` are ours; `routed_class(base, "forward")` is the same for a module
+that has no processor. Projections, norms, rotary embedding, LoRA and quantised layers stay the model's own, and nothing
+of another library is changed.
 """
 
 from __future__ import annotations
@@ -98,19 +99,24 @@ class _Functional:
         return getattr(torch.nn.functional, name)
 
 
-def can_route(base: Any) -> str | None:
-    """Why a processor class cannot be led through a route; None where it can."""
-    function = base.__call__
-    if issubclass(base, torch.nn.Module):
+def can_route(base: Any, method: str = "__call__") -> str | None:
+    """Why a class cannot be led through a route; None where it can.
+
+    Args:
+        base: class of a processor, or of a module.
+        method: that calls attention: ``"__call__"`` of a processor, ``"forward"`` of a module.
+    """
+    function = getattr(base, method)
+    if method == "__call__" and issubclass(base, torch.nn.Module):
         return f"{base.__name__} is a module with weights of its own"
     if not isinstance(function, FunctionType):
-        return f"{base.__name__}.__call__ is not a plain function"
+        return f"{base.__name__}.{method} is not a plain function"
     names, scope = _names(function.__code__), function.__globals__
     if _DISPATCH in names and _DISPATCH in scope:
         return None
     if _SDPA in names and scope.get("F") is torch.nn.functional:
         return None
-    return f"{base.__name__}.__call__ calls neither {_DISPATCH} nor F.{_SDPA}"
+    return f"{base.__name__}.{method} calls neither {_DISPATCH} nor F.{_SDPA}"
 
 
 def _names(code: CodeType) -> set[str]:
@@ -119,22 +125,23 @@ def _names(code: CodeType) -> set[str]:
 
 
 @functools.cache
-def routed_class(base: Any) -> Any:
-    """The subclass of a processor class that leads its attention through `self.visparse_route`.
+def routed_class(base: Any, method: str = "__call__") -> Any:
+    """The subclass of a class that leads its attention through `self.visparse_route`.
 
     Args:
-        base: class of a live processor.
+        base: class of a live processor or module.
+        method: see `can_route`.
 
     Returns:
-        The subclass; the same object for the same base.
+        The subclass; the same object for the same arguments.
 
     Raises:
         TypeError: the class cannot be led; the text says why.
     """
-    reason = can_route(base)
+    reason = can_route(base, method)
     if reason is not None:
         raise TypeError(f"cannot lead this attention through visparse: {reason}")
-    original: Any = base.__call__
+    original: Any = getattr(base, method)
     scope = dict(original.__globals__)
     scope.pop("__name__", None)  # else torch.compile looks names up in the module that has this name
     if _DISPATCH in scope:
@@ -145,7 +152,7 @@ def routed_class(base: Any) -> Any:
     inner.__kwdefaults__ = original.__kwdefaults__
 
     @functools.wraps(original)
-    def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         before = _current()
         _set(self.visparse_route)
         try:
@@ -154,21 +161,19 @@ def routed_class(base: Any) -> Any:
             _set(before)
 
     def __reduce__(self: Any) -> tuple[Any, ...]:
-        return _blank, (base,), self.__dict__
+        return _blank, (base, method), self.__dict__
 
-    return type(
-        f"Sparse{base.__name__}", (base,), {"__call__": __call__, "__reduce__": __reduce__, "visparse_route": None}
-    )
+    return type(f"Sparse{base.__name__}", (base,), {method: call, "__reduce__": __reduce__, "visparse_route": None})
 
 
 def routed(processor: object, route: Route) -> Any:
     """A copy of a live processor, with all its attributes, that leads its attention through `route`."""
-    new = _blank(type(processor))
+    new = _blank(type(processor), "__call__")
     new.__dict__.update(processor.__dict__)
     new.visparse_route = route
     return new
 
 
-def _blank(base: type) -> Any:
-    cls = routed_class(base)
+def _blank(base: type, method: str) -> Any:
+    cls = routed_class(base, method)
     return cls.__new__(cls)

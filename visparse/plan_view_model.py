@@ -10,6 +10,7 @@ import torch
 
 from visparse.adapter import ADAPTERS, find_adapter
 from visparse.rules import ModelFingerprint
+from visparse.timm_models import is_timm, make_timm
 
 
 def model_shapes(model: str | os.PathLike[str]) -> dict[str, ModelFingerprint]:
@@ -17,15 +18,19 @@ def model_shapes(model: str | os.PathLike[str]) -> dict[str, ModelFingerprint]:
 
     Args:
         model: folder of a diffusers pipeline, which never touches the network, or a hub id, of which only small
-            configuration files are fetched.
+            configuration files are fetched; or ``"timm:NAME_OR_FOLDER"``, which never touches it either.
 
     Returns:
-        Component name -> shape, for each denoiser that visparse knows.
+        Component name -> shape, for each denoiser that visparse knows; "model" for one of timm.
 
     Raises:
         ValueError: it is no pipeline, or has no denoiser that visparse knows.
     """
     name = os.fspath(model)
+    if is_timm(name):
+        with torch.device("meta"):
+            module = make_timm(name, weights=False)
+        return {"model": shape_of(module, name)}
     local = Path(name).is_dir()
     if local and not (Path(name) / "model_index.json").is_file():
         raise ValueError(f"model: {name} has no model_index.json; give the folder that save_pretrained wrote")
@@ -48,7 +53,20 @@ def _shape(cls: Any, name: str, part: str, local: bool) -> ModelFingerprint:
     config = cls.load_config(name, subfolder=part, local_files_only=local)
     with torch.device("meta"):
         module = cls.from_config(config)
+    return shape_of(module, f"{part} of {name}")
+
+
+def shape_of(module: Any, what: str) -> ModelFingerprint:
+    """The shape of a model.
+
+    Args:
+        module: the model.
+        what: it is, for the error text.
+
+    Raises:
+        ValueError: visparse does not know such models.
+    """
     adapter = find_adapter(module)
     if adapter is None:
-        raise ValueError(f"model: {part} of {name} is a {cls.__name__}, for which visparse has no adapter")
+        raise ValueError(f"model: {what} is a {type(module).__name__}, for which visparse has no adapter")
     return adapter.fingerprint(module)

@@ -273,7 +273,7 @@ def _impl(
     if sparse is None:
         return None, {}
     # before any call: the attention's own weights, since other parts of a denoiser may be kept in float32
-    weights, model = next(session.layers[0][0].parameters()), session.router.model
+    weights, model = next(session.sites[0][1].layer.parameters()), session.router.model
     device, dtype = inputs or (weights.device, weights.dtype)
     q = torch.empty(1, 1, model.heads, model.head_dim, device=device, dtype=dtype)
     return choose(q, sparse, session.router.settings.impl), {name: why for name, _, why in explain(q, sparse)}

@@ -179,6 +179,8 @@ class LayerRoute:
             return f"cross attention ({tokens} queries, {k_tokens} keys)"
         if tokens != wanted:
             return f"the sequence has {tokens} tokens, the grid {wanted}"
+        if call["value"].shape[-1] != q.shape[-1]:
+            return f"values have {call['value'].shape[-1]} channels, queries {q.shape[-1]}"
         if heads != self.router.model.heads or k_heads != heads:
             return f"the call has {heads} query and {k_heads} key heads, the model {self.router.model.heads}"
         if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or call["value"].requires_grad):

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from visparse import context
 from visparse.adapter import Adapter, unwrapped
-from visparse.intercept import can_route, routed
+from visparse.route import LayerRoute
 from visparse.router import Router
+from visparse.sites import ModuleSite, ProcessorSite, Site
 
 _ATTRIBUTE = "_visparse"
 
 
 class Session:
-    """One sparsified denoiser: its layers with their original and present processors, and the hooks on its root.
+    """One sparsified denoiser: its layers with what led their attention before and does now, and the hooks on it.
 
     Copying or pickling the denoiser copies the session with it.
     """
@@ -35,33 +35,33 @@ class Session:
         """
         self.adapter, self.router, self.module = adapter, router, module
         self.names = tuple(inspect.signature(unwrapped(module).forward).parameters)
-        self.layers: list[tuple[Any, Any, Any]] = []
+        self.sites: list[tuple[LayerRoute, Site]] = []
         self._hooks: list[Any] = []
         self._device = torch.device("cpu")
         self._started: float | None = None
+        self._inside = False  # a call of the denoiser's own forward runs
+        self._entered = False  # a call that goes round it has begun
         present = session_of(module)
+        kind = ModuleSite if adapter.own_forward else ProcessorSite
         for route, (path, attention) in zip(router.routes, adapter.layers(unwrapped(module)).items(), strict=True):
-            original = attention.processor if present is None else present.original(attention)
-            route.unserved = can_route(type(original))
+            site = kind(attention, route, None if present is None else present.site(attention))
+            route.unserved = site.obstacle
             if route.unserved is None:
-                self.layers.append((attention, original, routed(original, route)))
+                self.sites.append((route, site))
             elif router.settings.strict:
                 raise ValueError(f"strict: {path} cannot be served: {route.unserved}")
-        if not self.layers:
+        if not self.sites:
             where = adapter.attention if isinstance(adapter.attention, str) else " or ".join(adapter.attention)
-            reasons = {str(route.unserved) for route in router.routes} or {f"no module is at {where}"}
+            reasons = dict.fromkeys(str(route.unserved) for route in router.routes) or [f"no module is at {where}"]
             raise ValueError(
                 f"no attention layer of {type(unwrapped(module)).__name__} can be served: {'; '.join(reasons)}"
             )
         for reason in dict.fromkeys(route.unserved for route in router.routes if route.unserved is not None):
             router.refuse(reason)
 
-    def original(self, attention: Any) -> Any:
-        """The processor that an attention module had before us; its present one where that is not ours."""
-        for mine, original, replacement in self.layers:
-            if mine is attention and attention.processor is replacement:
-                return original
-        return attention.processor
+    def site(self, attention: Any) -> Site | None:
+        """The site that is installed on an attention module; None where there is none."""
+        return next((site for _, site in self.sites if site.layer is attention and site.installed), None)
 
     @property
     def installed(self) -> bool:
@@ -69,23 +69,29 @@ class Session:
         return session_of(self.module) is self
 
     def install(self) -> None:
-        """Put processors, hooks and context listener in place; on an exception all of it comes off again."""
+        """Put routes, hooks and context listener in place; on an exception all of it comes off again."""
         model = unwrapped(self.module)
         setattr(model, _ATTRIBUTE, self)
         try:
-            for attention, _, replacement in self.layers:
-                attention.processor = replacement
+            for _, site in self.sites:
+                site.install()
             self._hooks.append(self.module.register_forward_pre_hook(self.before, with_kwargs=True))
             self._hooks.append(self.module.register_forward_hook(self.after, always_call=True))
-            context.listen(model, self.router.clock)
+            if self.adapter.entry is not None:
+                entry = model.get_submodule(self.adapter.entry)
+                self._hooks.append(entry.register_forward_pre_hook(self.enter))
+            if hasattr(model, "cache_context"):
+                from visparse import context  # here, since it needs diffusers
+
+                context.listen(model, self.router.clock)
         except BaseException:
             self.uninstall()
             raise
 
     def uninstall(self) -> bool:
-        """Put the original processors back and take the hooks off.
+        """Put back what was there, and take the hooks off.
 
-        A processor that somebody else has put over ours since stays.
+        What somebody else has put over ours since stays.
 
         Returns:
             False where this session was not installed.
@@ -93,14 +99,17 @@ class Session:
         if not self.installed:
             return False
         model = unwrapped(self.module)
-        context.unlisten(model)
+        if hasattr(model, "cache_context"):
+            from visparse import context
+
+            context.unlisten(model)
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        for attention, original, replacement in self.layers:
-            if attention.processor is replacement:
-                attention.processor = original
+        for _, site in self.sites:
+            site.uninstall()
         delattr(model, _ATTRIBUTE)
+        self._inside = self._entered = False
         self.router.undo = None
         if self.router.compensation is not None:
             self.router.compensation.clear()
@@ -108,23 +117,40 @@ class Session:
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Runs before each call of the denoiser: finds layout and step, and hands out block lists."""
-        arguments = dict(zip(self.names, args, strict=False)) | kwargs
+        self._inside = True
+        self._begin(dict(zip(self.names, args, strict=False)) | kwargs)
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Runs before the part that sees the inputs first: the same for calls that go round the denoiser's forward.
+
+        timm's `forward_features` and `forward_intermediates` are such calls. They end where the next one begins.
+        """
+        if self._inside:
+            return
+        if self._entered:
+            self.router.end(True)
+        self._begin({self.names[0]: args[0]})
+        self._entered = True
+
+    def _begin(self, arguments: dict[str, Any]) -> None:
         try:
-            layout = self.adapter.layout(unwrapped(self.module).config, arguments)
+            layout = self.adapter.layout_of(unwrapped(self.module), arguments)
         except ValueError as error:
             self.router.fail(error)
         device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
         self._device, self._started = device, None
-        self.router.begin(layout, arguments.get(self.adapter.timestep), device)
+        timestep = None if self.adapter.timestep is None else arguments.get(self.adapter.timestep)
+        self.router.begin(layout, timestep, device)
         if torch.compiler.is_compiling():
             return
-        for attention, _, replacement in self.layers:
-            if attention.processor is not replacement:
-                replacement.visparse_route.lost("its processor was replaced after sparsify; call sparsify again")
+        for route, site in self.sites:
+            if not site.installed:
+                route.lost(site.changed)
         self._started = self.router.now(device)
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Runs after each call of the denoiser, also when it raised; `output` is None then."""
+        self._inside = self._entered = False
         self.router.end(output is not None)
         if torch.compiler.is_compiling() or self._started is None:
             return

@@ -19,7 +19,9 @@ def add_parser(kinds: Any) -> None:
     """Add the subcommand."""
     parser = kinds.add_parser("check", help="whether a plan is whole, and fits a model, grids and a number of steps")
     parser.add_argument("plan", metavar="PLAN", help=PLAN_HELP)
-    parser.add_argument("--model", metavar="FOLDER_OR_ID", help="a diffusers pipeline; only its configs are read")
+    parser.add_argument(
+        "--model", metavar="FOLDER_OR_ID", help="a diffusers pipeline, or timm:NAME_OR_FOLDER; only configs are read"
+    )
     add_shape(parser, head_dim=True)
     parser.add_argument("--model-class", metavar="NAME", help="class of the denoiser, such as WanTransformer3DModel")
     parser.add_argument(

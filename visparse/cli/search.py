@@ -15,10 +15,16 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "search",
         help="find the pattern of every head within a budget of measured time, as a plan file",
-        description="Run a model dense on a few prompts, score every candidate for every head, and write a plan file. "
-        "A search that was stopped goes on where it was.",
+        description="Run a model dense on a few prompts or pictures, score every candidate for every head, and write a "
+        "plan file. A search that was stopped goes on where it was.",
     )
-    parser.add_argument("--model", required=True, metavar="FOLDER_OR_ID", help="a diffusers pipeline: folder or hub id")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="MODEL",
+        help="a diffusers pipeline: folder or hub id; or a vision transformer: timm:NAME or timm:FOLDER",
+    )
+    parser.add_argument("--checkpoint", metavar="FILE", help="weights of timm:NAME (default: timm fetches them)")
     parser.add_argument("--out", default="plan.json", metavar="FILE", help="the plan (default plan.json)")
     goal = parser.add_argument_group("goal (exactly one)")
     goal.add_argument("--speedup", type=float, metavar="X", help="of the denoising of a run, dense steps counted")
@@ -27,6 +33,7 @@ def add_parser(commands: Any) -> None:
     goal.add_argument("--max-error", type=float, metavar="ERROR", help="predicted relative error of attention's output")
     what = parser.add_argument_group("calibration")
     what.add_argument("--prompts", metavar="FILE", help="one prompt a line (default: that of the model's demo)")
+    what.add_argument("--images", metavar="FOLDER", help="pictures, for a vision transformer, in place of prompts")
     what.add_argument("--height", type=positive, metavar="PIXELS")
     what.add_argument("--width", type=positive, metavar="PIXELS")
     what.add_argument("--frames", type=positive, metavar="N")
@@ -38,7 +45,7 @@ def add_parser(commands: Any) -> None:
     how = parser.add_argument_group("what may be chosen")
     how.add_argument("--family", choices=("best", "plain", "foveal"), default="best", help="(default best)")
     how.add_argument("--candidates", type=_names, metavar="LIST", help="only names that begin so, such as tube,frame")
-    how.add_argument("--dense-steps", type=_steps, default=0.25, metavar="N", help="number or share (default 0.25)")
+    how.add_argument("--dense-steps", type=_steps, metavar="N", help="number or share (default 0.25; pictures: 0)")
     how.add_argument("--refresh", type=_refresh, default=0.6, metavar="N", help="number, share or none (default 0.6)")
     how.add_argument(
         "--rule", choices=("budget", "sparse-vdit"), default="budget", help="sparse-vdit: as published, without a goal"
@@ -61,27 +68,18 @@ def main(arguments: argparse.Namespace) -> int:
     from visparse.cli.progress import Bar, wants_bar
     from visparse.head_search.build import write_plan
     from visparse.head_search.searcher import Searcher
-    from visparse.head_search.settings import SearchSettings, read_prompts
+    from visparse.head_search.settings import SearchSettings
     from visparse.head_search.shard import processes
-    from visparse.measure.generate import load_pipeline
-    from visparse.measure.settings import read_demo_settings
+    from visparse.timm_models import is_timm
 
-    beside = read_demo_settings(Path(arguments.model))
-    prompts = read_prompts(arguments.prompts) if arguments.prompts else [beside["prompt"]] if "prompt" in beside else []
-    if not prompts:
-        arguments.parser.error("argument --prompts: the model has no demo with a prompt, so a file is needed")
-    names = ("height", "width", "num_frames", "guidance_scale", "negative_prompt")
-    call = {name: beside[name] for name in names if name in beside}
-    given = {"height": arguments.height, "width": arguments.width, "num_frames": arguments.frames}
-    given["guidance_scale"] = arguments.guidance
-    call |= {name: value for name, value in given.items() if value is not None}
+    pictures = is_timm(arguments.model)
+    _check_kind(arguments, pictures)
+    given = _of_pictures(arguments) if pictures else _of_prompts(arguments)
     out = Path(arguments.out)
     work = None if arguments.dry_run else Path(arguments.work or out.with_name(out.name + ".work.jsonl"))
-    direct = ("speedup", "attention", "density", "max_error", "family", "rule", "limit", "candidates", "dense_steps")
+    direct = ("speedup", "attention", "density", "max_error", "family", "rule", "limit", "candidates")
     settings = SearchSettings(
-        prompts=tuple(prompts),
-        call=call,
-        steps=arguments.steps or beside.get("num_inference_steps"),
+        **given,
         minutes=arguments.budget_minutes,
         work=work,
         **{
@@ -90,10 +88,10 @@ def main(arguments: argparse.Namespace) -> int:
         },
     )
     processes()  # before the model is loaded: each process takes its own device
-    pipe, _ = load_pipeline(arguments.model, device=arguments.device, dtype=arguments.dtype)
+    target, inputs = _vision_transformer(arguments) if pictures else (_pipeline(arguments), [])
     bar = Bar() if wants_bar() else None
     try:
-        searcher = Searcher(pipe, settings, progress=bar)
+        searcher = Searcher(target, settings, inputs=inputs, progress=bar)
         if arguments.dry_run:
             outlook = searcher.outlook()
             print(json.dumps({"schema": 1, **outlook.to_dict()}, indent=2) if arguments.json else outlook)
@@ -106,6 +104,65 @@ def main(arguments: argparse.Namespace) -> int:
         write_plan(plan, out)
         print(json.dumps(plan.to_dict(), indent=2) if arguments.json else f"{plan.describe()}\nwritten to {out}")
     return 0
+
+
+def _check_kind(arguments: argparse.Namespace, pictures: bool) -> None:
+    """Refuse options of the other kind of model, and pictures that are missing; exits with code 2."""
+    for name in ("prompts", "frames", "steps", "guidance", "images", "checkpoint"):
+        if getattr(arguments, name) is not None and pictures != (name in ("images", "checkpoint")):
+            kind = "a vision transformer" if pictures else "a pipeline"
+            arguments.parser.error(f"argument --{name}: {arguments.model} is {kind}, which has none; leave it out")
+    if pictures and arguments.images is None:
+        arguments.parser.error("argument --images: a vision transformer needs a folder of pictures")
+    if pictures and (arguments.height is None) != (arguments.width is None):
+        arguments.parser.error("argument --height: pictures need --height and --width, or neither")
+
+
+def _of_prompts(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The fields of `SearchSettings` that say what a pipeline generates."""
+    from visparse.head_search.settings import read_prompts
+    from visparse.measure.settings import read_demo_settings
+
+    beside = read_demo_settings(Path(arguments.model))
+    prompts = read_prompts(arguments.prompts) if arguments.prompts else [beside["prompt"]] if "prompt" in beside else []
+    if not prompts:
+        arguments.parser.error("argument --prompts: the model has no demo with a prompt, so a file is needed")
+    names = ("height", "width", "num_frames", "guidance_scale", "negative_prompt")
+    call = {name: beside[name] for name in names if name in beside}
+    given = {"height": arguments.height, "width": arguments.width, "num_frames": arguments.frames}
+    given["guidance_scale"] = arguments.guidance
+    return {
+        "prompts": tuple(prompts),
+        "call": call | {name: value for name, value in given.items() if value is not None},
+        "steps": arguments.steps or beside.get("num_inference_steps"),
+        "dense_steps": 0.25 if arguments.dense_steps is None else arguments.dense_steps,
+    }
+
+
+def _of_pictures(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The same for a vision transformer, which has no steps."""
+    return {"dense_steps": 0 if arguments.dense_steps is None else arguments.dense_steps}
+
+
+def _pipeline(arguments: argparse.Namespace) -> Any:
+    """The pipeline on its device."""
+    from visparse.measure.generate import load_pipeline
+
+    return load_pipeline(arguments.model, device=arguments.device, dtype=arguments.dtype)[0]
+
+
+def _vision_transformer(arguments: argparse.Namespace) -> tuple[Any, list[Any]]:
+    """The model on its device, and the pictures as its inputs."""
+    from visparse.head_search.images import runs_of
+    from visparse.measure.generate import DTYPES, pick_device
+    from visparse.timm_models import make_timm
+
+    size = None if arguments.height is None else (arguments.height, arguments.width)
+    device = pick_device(arguments.device)
+    usual = "float32" if device.type == "cpu" else "bfloat16"
+    model = make_timm(arguments.model, checkpoint=arguments.checkpoint, size=size)
+    model.to(device, DTYPES[usual if arguments.dtype == "auto" else arguments.dtype])
+    return model, runs_of(model, arguments.images, size)
 
 
 def _rows(text: str) -> int | None:

@@ -18,6 +18,8 @@ def search(
     *,
     prompts: str | os.PathLike[str] | Sequence[str] | None = None,
     inputs: Sequence[Sequence[Any]] = (),
+    images: Any = None,
+    size: tuple[int, int] | None = None,
     speedup: float | None = None,
     attention: float | None = None,
     density: float | None = None,
@@ -38,9 +40,12 @@ def search(
     left on the model, also after an error.
 
     Args:
-        target: a diffusers pipeline or a denoiser that runs dense.
+        target: a diffusers pipeline, a denoiser or a timm vision transformer that runs dense.
         prompts: path of a text file with one prompt a line, or the prompts; None for pipelines without any.
         inputs: of a bare denoiser: runs, each a list with the keyword arguments of every step (or a list of them).
+        images: of a vision transformer, in place of prompts: a folder, or tensors [B, 3, H, W] as the model takes them,
+            PIL pictures and paths, which are scaled and normalised as its `pretrained_cfg` says. `dense_steps` is 0.
+        size: (height, width) in pixels that pictures are scaled to; None: that of the model.
         speedup: goal: the denoising of a run this many times faster, dense steps counted.
         attention: goal: time of attention in a sparse step, as a share of dense attention.
         density: goal: visited blocks in a sparse step, as a share of all.
@@ -65,13 +70,19 @@ def search(
     Raises:
         ValueError: a setting is out of its range, the goal is beyond the ceiling or the budget too small, the work file
             is of another search, or nothing could be scored.
-        TypeError: an unknown setting.
-        FileNotFoundError: no file of prompts.
+        TypeError: an unknown setting, or images that are none.
+        FileNotFoundError: no file of prompts, or of images.
 
     Source: visparse's own; the idea is Sparse-vDiT's, arXiv 2506.03065.
     """
+    from visparse.head_search.images import runs_of
     from visparse.head_search.searcher import Searcher
 
+    if images is not None or size is not None:
+        if inputs or prompts is not None:
+            raise ValueError("images: wanted them in place of prompts and inputs, got both; give one of them")
+        inputs = runs_of(target, images, size)
+        settings.setdefault("dense_steps", 0)
     if prompts is None:
         texts: Sequence[str] = ()
     elif isinstance(prompts, (str, os.PathLike)):

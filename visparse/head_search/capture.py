@@ -211,12 +211,19 @@ def projection_of(attention: Any, model: ModelFingerprint) -> Tensor | None:
         attention: the module.
         model: its shape.
     """
-    found = getattr(attention, "to_out", None)
+    found = getattr(attention, "to_out", None) or _timm_projection(attention)
     if isinstance(found, (nn.ModuleList, nn.Sequential)) and len(found):
         found = found[0]
     weight = getattr(found, "weight", None)
     plain = isinstance(weight, Tensor) and weight.is_floating_point() and weight.element_size() >= 2
     return weight.detach() if plain and weight.shape[-1:] == (model.heads * model.head_dim,) else None  # type: ignore
+
+
+def _timm_projection(attention: Any) -> Any:
+    """timm's output projection, where neither a norm nor a gate lies before it."""
+    parts = getattr(attention, "norm", None), getattr(attention, "gate", None)
+    plain = all(part is None or isinstance(part, nn.Identity) for part in parts)
+    return getattr(attention, "proj", None) if plain else None
 
 
 def run_pipeline(pipe: Any, arguments: Mapping[str, Any], steps: int, seed: int) -> Any:
