@@ -9,7 +9,7 @@ from visparse.lazy import names_from
 
 if TYPE_CHECKING:
     from visparse.api import report, restore, sparsify
-    from visparse.compensation import Proxies, ReuseResidual, ReuseStatistics
+    from visparse.compensation import Overlap, Proxies, ReuseResidual, ReuseStatistics
     from visparse.estimates import Estimate, estimate
     from visparse.handle import Handle
     from visparse.head_search.api import search
@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Estimate",
     "Handle",
+    "Overlap",
     "Proxies",
     "Report",
     "ReuseResidual",
@@ -39,6 +40,7 @@ __getattr__ = names_from(
     {
         "Estimate": "visparse.estimates",
         "Handle": "visparse.handle",
+        "Overlap": "visparse.compensation",
         "Proxies": "visparse.compensation",
         "Report": "visparse.reporting",
         "ReuseResidual": "visparse.compensation",

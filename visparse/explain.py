@@ -26,6 +26,8 @@ class Explanation:
         device: what was asked for.
         stretches: in order of steps.
         dense_milliseconds: predicted time of a step that is all dense; None where the device was not measured.
+        refresh_milliseconds: predicted time that one refresh adds where the overlap falls: least and most; None where
+            the plan has no such refresh, and where the device was not measured.
         source: where times come from; why there are none where there are none.
         notes: why the run will not be as it may have been meant.
     """
@@ -38,6 +40,7 @@ class Explanation:
     dense_milliseconds: float | None
     source: str
     notes: tuple[str, ...]
+    refresh_milliseconds: Range | None = None
 
     @property
     def steps(self) -> int:
@@ -46,10 +49,15 @@ class Explanation:
 
     @property
     def milliseconds(self) -> Range | None:
-        """Predicted time of self-attention in the run: least and most; None where it was not measured."""
+        """Predicted time of self-attention in the run: least and most; None where it was not measured.
+
+        Of the steps that may be measured again where the overlap falls, one is counted as measured.
+        """
         parts = [(s.milliseconds, s.steps) for s in self.stretches if s.milliseconds is not None]
         if len(parts) < len(self.stretches):
             return None
+        if self.refresh_milliseconds is not None:
+            parts.append((self.refresh_milliseconds, 1))
         return sum(ms[0] * n for ms, n in parts), sum(ms[1] * n for ms, n in parts)
 
     @property
@@ -76,6 +84,7 @@ class Explanation:
             ],
             "dense_milliseconds": self.dense_milliseconds,
             "milliseconds": None if self.milliseconds is None else list(self.milliseconds),
+            "refresh_milliseconds": None if self.refresh_milliseconds is None else list(self.refresh_milliseconds),
             "speedup": None if self.speedup is None else list(self.speedup),
             "source": self.source,
             "notes": list(self.notes),
@@ -155,6 +164,12 @@ def explain(
         else:
             stretches.append(here)
     whole = costs.whole
+    again = [step for step in range(steps) if served and table.perhaps(step)]
+    if again and plan.overlap is not None:
+        notes.append(
+            f"where the overlap falls below {plan.overlap.below:g}, the next step is measured again; the time of the "
+            "run counts one such step"
+        )
     return Explanation(
         plan=plan.name,
         model=model,
@@ -164,6 +179,7 @@ def explain(
         dense_milliseconds=costs.dense,
         source=whole.source or f"not measured: {whole.not_measured}",
         notes=tuple(note for note in notes if note is not None),
+        refresh_milliseconds=costs.once_more(again[0], table) if again else None,
     )
 
 

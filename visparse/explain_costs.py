@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from visparse.estimates import Estimate, estimate
@@ -15,9 +15,10 @@ from visparse.schedule import Timetable
 
 # Shares of one dense attention: what visparse holds itself to, not measurements. Exact scores of a selector take a
 # quarter; proxies at most 5 %, and 3 % for one or two of them per tile of 128 tokens: 1 to 2 % more keys, their pooling
-# and the merge of two outputs.
+# and the merge of two outputs. A look at the overlap takes at most 2 %.
 SCORES_SHARE = 0.25
 PROXIES_SHARE = 0.03
+LOOK_SHARE = 0.02
 
 Range = tuple[float, float]
 
@@ -30,6 +31,8 @@ class Stretch:
         first, last: its first and its last step.
         sparse: whether its outputs are sparse.
         measured: what is measured there, for later steps.
+        perhaps: what is measured there if the overlap falls; `sparse`, density and time are those of a step where it
+            does not.
         patterns: table names of the patterns that sparse layers use; empty for dense steps.
         block_density: visited blocks / all blocks, mean over layers and heads: least and most.
         milliseconds: predicted time of self-attention in all layers for one step: least and most; None where the device
@@ -43,6 +46,7 @@ class Stretch:
     patterns: tuple[str, ...]
     block_density: Range
     milliseconds: Range | None
+    perhaps: tuple[str, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -52,8 +56,10 @@ class Stretch:
     def __str__(self) -> str:
         """What happens, in words."""
         if self.sparse:
-            return f"sparse: {', '.join(self.patterns) or 'no layer'}"
-        return "dense" + (f", measured ({', '.join(self.measured)})" if self.measured else "")
+            text = f"sparse: {', '.join(self.patterns) or 'no layer'}"
+        else:
+            text = "dense" + (f", measured ({', '.join(self.measured)})" if self.measured else "")
+        return text + (f"; may be measured ({', '.join(self.perhaps)})" if self.perhaps else "")
 
 
 class Costs:
@@ -83,31 +89,40 @@ class Costs:
 
     def step(self, step: int, table: Timetable) -> Stretch:
         """Any step of the run."""
-        measured = table.measured(step)
-        if not measured and table.scheduled(step):
-            return self.dense_step(step)
-        total = table.total or 0
-        use = next((later for later in range(step, total) if not table.scheduled(later)), step)
-        stage = self.plan.stage(use, total, table.sigmas)
-        density, milliseconds, names = self._sparse(stage)
-        if not measured:
-            return Stretch(
-                first=step,
-                last=step,
-                sparse=True,
-                measured=(),
-                patterns=names,
-                block_density=density,
-                milliseconds=milliseconds,
-            )
+        measured, perhaps = table.measured(step), table.perhaps(step)
+        if measured or table.scheduled(step):
+            time = self._measuring(step, measured, table) if measured else None
+            return replace(self.dense_step(step, measured, time), perhaps=perhaps)
+        density, milliseconds, names = self._sparse(self.plan.stage(step, table.total, table.sigmas))
+        return Stretch(
+            first=step,
+            last=step,
+            sparse=True,
+            measured=(),
+            patterns=names,
+            block_density=density,
+            milliseconds=milliseconds,
+            perhaps=perhaps,
+        )
+
+    def once_more(self, step: int, table: Timetable) -> Range | None:
+        """What is added to the time of a step, least and most, if it is measured since the overlap falls."""
+        usual, time = self.step(step, table).milliseconds, self._measuring(step, table.perhaps(step), table)
+        return None if usual is None or time is None else (time[0] - usual[0], time[1] - usual[1])
+
+    def _measuring(self, step: int, measured: tuple[str, ...], table: Timetable) -> Range | None:
+        """Time of a step at which something is measured, for the next sparse step."""
+        use = next((later for later in range(step, table.total or 0) if not table.scheduled(later)), step)
+        stage = self.plan.stage(use, table.total, table.sigmas)
+        _, milliseconds, _ = self._sparse(stage)
         if milliseconds is None or self.dense is None:
-            return self.dense_step(step, measured)
+            return None
         scores = sum(self._share_of(name, stage) for name in measured)
         fixed = self.dense * (1 + SCORES_SHARE * scores)
         if not {"statistics", "residual"} & set(measured):
-            return self.dense_step(step, measured, (fixed, fixed))
+            return fixed, fixed
         fixed -= self.dense * self._layers(stage)[None] / self.model.layers  # dense layers need no sparse pass
-        return self.dense_step(step, measured, (fixed + milliseconds[0], fixed + milliseconds[1]))
+        return fixed + milliseconds[0], fixed + milliseconds[1]
 
     def _sparse(self, stage: int) -> tuple[Range, Range | None, tuple[str, ...]]:
         """Block density, time and names of a step of sparse attention, over all layers."""
@@ -120,6 +135,11 @@ class Costs:
                 density[end] += blocks[end] * layers / self.model.layers
                 time[end] += (milliseconds[end] + extra) * layers
             used |= dict.fromkeys(names or ())
+        rule = self.plan.overlap
+        if rule is not None and self.dense is not None:
+            followed = (name for name, one in self.plan.selectors.items() if one.refresh == rule)
+            looks = sum(self._share_of(name, stage) for name in followed) * LOOK_SHARE * self.dense / rule.every
+            time = [time[0] + looks, time[1] + looks]
         return (
             (density[0], density[1]),
             None if self.dense is None else (time[0], time[1]),

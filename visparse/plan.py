@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from visparse.compensation import Proxies, ReuseResidual, ReuseStatistics
+from visparse.compensation.refresh import parse_refresh
 from visparse.errors import check_keys, nearest
 from visparse.plan_steps import PlanSteps
 from visparse.ranges import largest, parse_selector, selects
@@ -278,7 +279,8 @@ class SparsePlan(PlanSteps):
             settings: further names that the caller knows, for the hint in the error text.
             changes: `dense_steps`, `dense_layers`, `proxies`, `statistics`, `residual` (objects, their JSON form, or
                 None; each replaces the plan's own as a whole), or parameters of the plan's pattern such as `window` or
-                `decay`; these need a plan with one pattern (dense and skip aside).
+                `decay`; these need a plan with one pattern (dense and skip aside). `refresh` changes that of the
+                statistics and the residual too, where they had the same as the pattern.
 
         Raises:
             ValueError: a name that neither the plan nor the pattern has; names the nearest.
@@ -298,7 +300,14 @@ class SparsePlan(PlanSteps):
                     "change the plan itself"
                 )
             check_keys(changes, known, f"sparsify with plan {self.name!r}")
-            fields["patterns"] = {**self.patterns, tunable[0]: self.patterns[tunable[0]].with_changes(**changes)}
+            template = self.patterns[tunable[0]]
+            fields["patterns"] = {**self.patterns, tunable[0]: template.with_changes(**changes)}
+            if "refresh" in changes:
+                before = parse_refresh(template.entry.get("refresh"))
+                for key in ("statistics", "residual"):
+                    part = getattr(self, key)
+                    if part is not None and part.refresh == before:
+                        fields.setdefault(key, replace(part, refresh=changes["refresh"]))
         if changed:
             fields["notes"] = "; ".join(filter(None, [self.notes, f"changed: {', '.join(changed)}"]))
         return replace(self, **fields)

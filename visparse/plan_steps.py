@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from visparse.compensation import Proxies, ReuseResidual, ReuseStatistics
-from visparse.compensation.refresh import Refresh
+from visparse.compensation.refresh import Overlap, Refresh
 from visparse.patterns.registry import SELECTORS
 from visparse.patterns.selector import Selector
 from visparse.ranges import edges
@@ -53,6 +53,11 @@ class PlanSteps:
         if self.residual is not None:
             found["residual"] = self.residual.refresh
         return found
+
+    @property
+    def overlap(self) -> Overlap | None:
+        """By which overlap something is measured again; None where nothing goes by it."""
+        return next((rule for rule in self.refreshes.values() if isinstance(rule, Overlap)), None)
 
     @property
     def measures(self) -> bool:
@@ -142,6 +147,17 @@ class PlanSteps:
                 )
         if self.measures and not self._dense.may_begin:
             raise ValueError(f"{self._unmeasured()} (dense_steps: {self._dense}); use dense_steps=1 or more")
+        rules = {what: rule for what, rule in self.refreshes.items() if isinstance(rule, Overlap)}
+        if rules and not set(rules) & set(self.selectors):
+            raise ValueError(
+                f"plan: {', '.join(rules)}: refresh by overlap follows a selector, and wanted one with refresh="
+                f"{self.overlap}, got none; give it to a TopK or TopP too, or say the steps"
+            )
+        if len(set(rules.values())) > 1:
+            raise ValueError(
+                "plan: refresh by overlap: wanted one rule for all, got "
+                f"{', '.join(f'{what}: {rule}' for what, rule in rules.items())}; make them equal"
+            )
 
     def _unmeasured(self) -> str:
         measured = ", ".join(self.refreshes)

@@ -13,7 +13,6 @@ from visparse.compensation.tiles import tile_blocks, tiles_for
 from visparse.explain import explain
 from visparse.explain_costs import Range
 from visparse.layout import Layout
-from visparse.patterns import Pattern, Skip
 from visparse.plan import SparsePlan
 from visparse.plan_view import DEFAULT_HEAD_DIM, head_tables
 from visparse.plan_view_text import grid_text, model_text
@@ -105,19 +104,13 @@ def block_densities(
         model = ModelFingerprint(model_class="any", layers=1, heads=1, head_dim=head_dim)
         try:
             if plan.proxies is not None and name not in plan.selectors:
-                share = _tiled(plan.patterns[name].resolve(grid), Layout(grid), head_dim)
-                found[name] = share, share
+                tiles = tiles_for(Layout(grid), *tile_blocks(head_dim), torch.device("cpu"))
+                found[name] = tiles.block_density(plan.patterns[name].resolve(grid))
                 continue
             found[name] = explain(alone, model, Layout(grid), 2).stretches[-1].block_density
         except ValueError as error:
             raise ValueError(f"pattern {name!r}: {error}") from error
     return found
-
-
-def _tiled(pattern: Pattern, layout: Layout, head_dim: int) -> float:
-    """Block density of a pattern that is widened to tiles."""
-    tiles = tiles_for(layout, *tile_blocks(head_dim), torch.device("cpu"))
-    return 0.0 if isinstance(pattern, Skip) else float(tiles.widen(pattern).float().mean())
 
 
 def names_used(plan: SparsePlan, model: ModelFingerprint | None = None) -> list[str]:
@@ -162,7 +155,12 @@ def _run(plan: SparsePlan, steps: int) -> tuple[str, dict[str, Range]]:
         raise ValueError(reason)
     table = plan.timetable(steps)
     sparse = [step for step in range(steps) if not table.scheduled(step) and not table.is_measured(step)]
-    return f"{len(sparse)} sparse steps, the first is {table.first_sparse}", {}
+    text = f"{len(sparse)} sparse steps, the first is {table.first_sparse}"
+    again = [step for step in sparse if table.perhaps(step)]
+    if again and plan.overlap is not None:
+        text += f"; {len(again)} of them, from {again[0]} on, are measured again where the overlap falls"
+        text += f" below {plan.overlap.below:g}"
+    return text, {}
 
 
 def _grid(plan: SparsePlan, models: Sequence[ModelFingerprint], grid: Grid) -> tuple[str, dict[str, Range]]:

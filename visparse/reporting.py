@@ -66,6 +66,8 @@ class ModelReport:
             asked for has no times, no calls and no fallbacks.
         list_seconds: time spent on making block lists; those of a plan with selectors are made inside attention.
         state_bytes: memory that compensations keep on the device between steps at present; None without any.
+        refreshed_at: steps of the last run that were measured again since the overlap had fallen.
+        overlaps: step -> overlap that was found there; empty where the plan does not go by it.
         attention_share: share of a dense step that self-attention would take; needs one dense and measured call.
         efficiency: (time of a dense call x block density) / time of a sparse call; 1 is ideal.
         ceiling: the speed-up of the denoiser if the sparse calls had efficiency 1.
@@ -88,6 +90,8 @@ class ModelReport:
     attention_seconds: float | None
     list_seconds: float
     state_bytes: int | None
+    refreshed_at: tuple[int, ...]
+    overlaps: dict[int, float]
     attention_share: float | None
     efficiency: float | None
     ceiling: float | None
@@ -166,6 +170,7 @@ def _model_report(name: str, session: Session, grid: tuple[int, int, int] | None
         for route, counts, entry, share in zip(router.routes, stats, lists, tiled, strict=True)
     )
     impl, reasons = _impl(session, stats, lists)
+    watch = None if router.compensation is None else router.compensation.watch
     return ModelReport(
         component=name,
         model_class=router.model.model_class,
@@ -180,6 +185,8 @@ def _model_report(name: str, session: Session, grid: tuple[int, int, int] | None
         orders=() if layout is None else tuple(sorted(router.orders.get(layout, ()))),
         list_seconds=router.list_seconds,
         state_bytes=None if router.compensation is None else router.compensation.nbytes,
+        refreshed_at=() if watch is None or grid is not None else tuple(watch.refreshed),
+        overlaps={} if watch is None or grid is not None else dict(watch.overlaps),
         layers=layers,
         **_times(router.denoiser_seconds, stats, layers),
     )
@@ -324,6 +331,14 @@ def _table(model: ModelReport) -> str:
         ]
     if model.denoiser_seconds is not None:
         lines.append(f"  {model.attention_seconds:.2f} s of {model.denoiser_seconds:.2f} s in self-attention")
+    if model.overlaps:
+        step, least = min(model.overlaps.items(), key=lambda found: found[1])
+        again = (
+            f"measured again at {', '.join(map(str, model.refreshed_at))}"
+            if model.refreshed_at
+            else "none measured again"
+        )
+        lines.append(f"  overlap looked at in {len(model.overlaps)} steps, least {least:.0%} in step {step}; {again}")
     if model.state_bytes:
         lines.append(f"  {model.state_bytes / 2**20:.0f} MiB are kept between steps")
     if model.ceiling is not None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from visparse.compensation.refresh import Refresh, refresh_steps
+from visparse.compensation.refresh import Overlap, Refresh, refresh_steps
 from visparse.errors import check_keys, nearest
 
 Sigmas = tuple[float, ...]
@@ -164,10 +164,10 @@ class Timetable:
                 f"(measured: {', '.join(self.refreshes) or 'nothing'})"
             )
         first, refresh = self.first_sparse - 1, self.refreshes[what]
-        if not self._used(first) or step < first:
+        if not self.is_used(first) or step < first:
             return None
         again = range(first, step + 1, refresh) if type(refresh) is int else refresh_steps(refresh, first, self.total)
-        return max(mark for mark in (first, *(again or ())) if mark <= step and self._used(mark))
+        return max(mark for mark in (first, *(again or ())) if mark <= step and self.is_used(mark))
 
     def measured(self, step: int) -> tuple[str, ...]:
         """What is measured at a step."""
@@ -177,9 +177,27 @@ class Timetable:
         """Whether anything is measured at a step."""
         return any(self.measured_at(what, step) == step for what in self.refreshes)
 
-    def _used(self, mark: int) -> bool:
+    def perhaps(self, step: int) -> tuple[str, ...]:
+        """What may be measured again at a step, where the overlap falls; needs the number of steps."""
+        return tuple(
+            what for what, rule in self.refreshes.items() if isinstance(rule, Overlap) and step in self._may(rule)
+        )
+
+    def is_used(self, mark: int) -> bool:
         """Whether a sparse step comes after a measurement."""
         return mark >= 0 and (self._last_sparse is None or mark < self._last_sparse)
+
+    def _may(self, rule: Overlap) -> dict[int, int]:
+        """Steps at which a fall of the overlap may be answered -> how many times, at least, it has fallen by then."""
+        first = self.first_sparse - 1
+        fallen = {first: 0}
+        for step in range(first + 2, self.total or 0):
+            looked = step - 1
+            before = [n for base, n in fallen.items() if base < looked and (looked - base) % rule.every == 0]
+            allowed = before and (rule.most is None or min(before) < rule.most)
+            if allowed and not self.is_dense(looked) and self.is_used(step):
+                fallen[step] = min(before) + 1
+        return {step: times for step, times in fallen.items() if times}
 
     def _fixed(self, step: int) -> bool:
         """Whether `first`, `last` or `sigma_above` wants a step dense."""

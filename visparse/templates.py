@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from visparse.compensation.refresh import Overlap
 from visparse.patterns import Pattern, PerHead, pattern_from_dict
 from visparse.patterns.per_head import places
 from visparse.shares import check_shares, has_shares, keep_shares, resolve_shares
@@ -192,8 +193,8 @@ def _call(entry: Mapping[str, Any]) -> str:
 
 
 def _jsonable(value: Any) -> Any:
-    """A copy as JSON values; patterns take their JSON form."""
-    if isinstance(value, Pattern):
+    """A copy as JSON values; patterns and what they hold take their JSON form."""
+    if isinstance(value, (Pattern, Overlap)):
         value = value.to_dict()
     if isinstance(value, Mapping):
         return {key: _jsonable(item) for key, item in value.items()}

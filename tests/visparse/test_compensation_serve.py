@@ -10,84 +10,23 @@ import torch
 from torch import Tensor
 
 from visparse.compensation.proxy_table import proxy_table
-from visparse.compensation.tiles import Tiles, tiles_for
-from visparse.layout import Layout
-from visparse.patterns import Neighborhood, Skip, TopK
-from visparse.plan import SparsePlan
-from visparse.router import Router
-from visparse.rules import ModelFingerprint
-from visparse.settings import Settings
-from visparse.steps import Clock
-
-LAYOUT = Layout((3, 10, 12), before=5, after=3)
-HEADS, HEAD_DIM, BLOCKS = 3, 16, (64, 32)
-NEAR = Neighborhood(window=(3, 5, 5))
-
-
-class Context:
-    """What a pipeline says of a call."""
-
-    def __init__(self, step: int, total: int, name: str = "cond") -> None:
-        self.step_index, self.num_inference_steps, self.name = step, total, name
+from visparse.compensation.testing import (
+    HEAD_DIM,
+    HEADS,
+    LAYOUT,
+    NEAR,
+    Run,
+    States,
+    dense,
+    inputs,
+    tile_mass,
+    token_blocks,
+)
+from visparse.compensation.tiles import Tiles
+from visparse.patterns import Skip, TopK
 
 
-class Run:
-    """One layer under a plan, called as a denoiser would call it."""
-
-    def __init__(self, total: int = 6, **plan: Any) -> None:
-        plan = {"name": "test", "patterns": {"near": NEAR}, "default": "near", "dense_steps": 2} | plan
-        self.plan, self.total = SparsePlan(**plan), total
-        model = ModelFingerprint(model_class="Any", layers=2, heads=HEADS, head_dim=HEAD_DIM)
-        settings = Settings(block_q=BLOCKS[0], block_k=BLOCKS[1], strict=True)
-        self.router = Router(self.plan, model, settings, Clock(self.plan.stage))
-
-    def call(
-        self,
-        step: int,
-        seed: int = 0,
-        *,
-        branch: str = "cond",
-        layout: Layout = LAYOUT,
-        batch: int = 1,
-        mask: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """One call of layer 0; the output, and what went in."""
-        states = inputs(seed, layout, batch)
-        self.router.clock.enter(Context(step, self.total, branch))
-        self.router.begin(layout, None, torch.device("cpu"))
-        call = dict(zip(("query", "key", "value"), states, strict=True)) | {"attn_mask": mask}
-        out = self.router.routes[0].attention(call, lambda: dense(*states, mask)[0], False)
-        self.router.end(True)
-        self.router.clock.enter(None)
-        return out, states
-
-    @property
-    def stats(self) -> Any:
-        return self.router.routes[0].stats
-
-    @property
-    def tiles(self) -> Tiles:
-        return tiles_for(LAYOUT, *BLOCKS, torch.device("cpu"))
-
-
-def inputs(seed: int, layout: Layout = LAYOUT, batch: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    shape = (batch, layout.tokens, HEADS, HEAD_DIM)
-    return tuple(torch.randn(shape, generator=generator) for _ in range(3))  # type: ignore[return-value]
-
-
-def dense(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Attention in fp64: output in fp32, and log-sum-exp."""
-    scores = torch.einsum("bihd,bjhd->bhij", q.double(), k.double()) / math.sqrt(q.shape[-1])
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    lse = scores.logsumexp(-1)
-    return torch.einsum("bhij,bjhd->bihd", (scores - lse[..., None]).exp(), v.double()).float(), lse
-
-
-def definition(
-    states: tuple[Tensor, Tensor, Tensor], seen: Tensor, tiles: Tiles, parts: list[list[int]] | None
-) -> tuple[Tensor, Tensor]:
+def definition(states: States, seen: Tensor, tiles: Tiles, parts: list[list[int]] | None) -> tuple[Tensor, Tensor]:
     """Exact tokens of the tiles that are seen, and a mean for each part of the others, in one softmax, in fp64.
 
     Args:
@@ -116,14 +55,6 @@ def definition(
                 lse[b, h, i] = score.logsumexp(0)
                 out[b, i, h] = (score - lse[b, h, i]).exp() @ torch.cat(values)
     return out, lse
-
-
-def token_blocks(order: Tensor, block: int) -> Tensor:
-    blocks = torch.zeros(int(order.max()) + 1, dtype=torch.int64)
-    for slot, token in enumerate(order.tolist()):
-        if token >= 0:
-            blocks[token] = slot // block
-    return blocks
 
 
 def parts_of(run: Run) -> list[list[int]]:
@@ -160,9 +91,7 @@ def test_proxies_of_equal_keys_and_values_are_exact() -> None:
     for members in parts_of(run):
         k[:, members] = torch.randn(1, 1, HEADS, HEAD_DIM, generator=generator)
     wanted, _ = dense(q, k, v)
-    run.router.clock.enter(Context(0, 6))
-    run.router.begin(LAYOUT, None, torch.device("cpu"))
-    out = run.router.routes[0].attention({"query": q, "key": k, "value": v}, lambda: q, False)
+    out, _ = run.call(0, states=(q, k, v))
     torch.testing.assert_close(out, wanted, atol=2e-6, rtol=1e-5)
 
 
@@ -185,17 +114,6 @@ def test_a_choice_by_mass_is_made_at_the_last_dense_step_and_reused() -> None:
     wanted, _ = definition(later, seen, run.tiles, parts_of(run))
     torch.testing.assert_close(out.double(), wanted, atol=2e-6, rtol=1e-5)
     assert (run.stats.dense, run.stats.measured, run.stats.compensated) == (1, 1, 1)
-
-
-def tile_mass(states: tuple[Tensor, Tensor, Tensor], tiles: Tiles) -> Tensor:
-    """Mean mass of each pair of tiles of the grid, of one batch row, [H, visual_q, visual_k]."""
-    q, k, _ = (x.double() for x in states)
-    weights = (torch.einsum("bihd,bjhd->bhij", q, k) / math.sqrt(q.shape[-1])).softmax(-1)[0]
-    block_of_q, block_of_k = token_blocks(tiles.q_order, tiles.block_q), token_blocks(tiles.k_order, tiles.block_k)
-    mass = torch.zeros(HEADS, tiles.n_q, tiles.n_k, dtype=torch.float64)
-    for i in range(weights.shape[1]):
-        mass[:, block_of_q[i]].index_add_(-1, block_of_k, weights[:, i])
-    return mass[:, : tiles.visual_q, : tiles.visual_k]
 
 
 @pytest.mark.parametrize("extra", [{}, {"proxies": {}}, {"statistics": {"ramp": 0.0}}], ids=str)
@@ -297,11 +215,8 @@ def test_rows_of_a_batch_choose_for_themselves() -> None:
     for row in range(2):
         alone = Run(**plan)
         for step in (0, 1, 2):
-            alone_states = tuple(x[row : row + 1] for x in inputs(step, batch=2))
-            alone.router.clock.enter(Context(step, 6))
-            alone.router.begin(LAYOUT, None, torch.device("cpu"))
-            call = dict(zip(("query", "key", "value"), alone_states, strict=True))
-            one = alone.router.routes[0].attention(call, lambda states=alone_states: dense(*states)[0], False)
+            q, k, v = (x[row : row + 1] for x in inputs(step, batch=2))
+            one, _ = alone.call(step, states=(q, k, v))
         torch.testing.assert_close(out[row : row + 1], one, atol=2e-6, rtol=1e-5)
 
 
@@ -313,8 +228,7 @@ def test_kinds_and_levels_are_dense_where_tiles_are_equal(kind: str, levels: int
     q, k, v = inputs(0)
     visual = slice(LAYOUT.before, LAYOUT.before + LAYOUT.visual)
     k[:, visual], v[:, visual] = k[:, 7:8].clone(), v[:, 7:8].clone()
-    run.router.begin(LAYOUT, None, torch.device("cpu"))
-    out = run.router.routes[0].attention({"query": q, "key": k, "value": v}, lambda: q, False)
+    out, _ = run.call(0, states=(q, k, v))
     torch.testing.assert_close(out, dense(q, k, v)[0], atol=2e-6, rtol=1e-5)
     if levels == 2:
         table = proxy_table(run.tiles, run.plan.proxies)
@@ -328,91 +242,8 @@ def test_hidden_keys_count_for_nothing() -> None:
     mask = torch.ones(1, 1, 1, LAYOUT.tokens, dtype=torch.bool)
     mask[..., -3:] = False
     out, states = run.call(0, mask=mask)
-    part = tuple(x.clone() for x in states)
-    part[1][:, -3:], part[2][:, -3:] = 100.0, 100.0
-    again = Run(proxies={}, dense_steps=0)
-    again.router.begin(LAYOUT, None, torch.device("cpu"))
-    call = dict(zip(("query", "key", "value"), part, strict=True)) | {"attn_mask": mask}
-    assert torch.equal(out, again.router.routes[0].attention(call, lambda: out, False))
+    q, k, v = (x.clone() for x in states)
+    k[:, -3:], v[:, -3:] = 100.0, 100.0
+    assert torch.equal(out, Run(proxies={}, dense_steps=0).call(0, states=(q, k, v), mask=mask)[0])
     near, _ = definition(states, near_tiles(run), run.tiles, parts_of(run))
     assert not torch.allclose(out.double(), near, atol=1e-3)
-
-
-# ---- state -----------------------------------------------------------------------------------------------------------
-
-REUSED: dict[str, Any] = {
-    "patterns": {"mass": TopK(share=0.2, sample=1)},
-    "default": "mass",
-    "proxies": {},
-    "residual": {"storage": "full"},
-}
-
-
-def is_dense(out: Tensor, states: tuple[Tensor, Tensor, Tensor]) -> bool:
-    return bool((out - dense(*states)[0]).norm() < 1e-5 * out.norm())
-
-
-def test_a_run_keeps_nothing_of_the_one_before() -> None:
-    run = Run(**REUSED)
-    first = [run.call(step, seed=step)[0] for step in range(6)]
-    assert not run.router.compensation.states  # freed with the last step
-    for _ in range(5):
-        assert all(torch.equal(run.call(step, seed=step)[0], first[step]) for step in range(6))
-
-
-def test_an_interrupted_run_leaves_nothing() -> None:
-    run = Run(**REUSED)
-    wanted = [run.call(step, seed=step)[0] for step in range(6)]
-    for step in range(4):
-        run.call(step, seed=100 + step)
-    assert run.router.compensation.states
-    for step in range(6):
-        assert torch.equal(run.call(step, seed=step)[0], wanted[step])
-
-
-def test_branches_do_not_mix() -> None:
-    run = Run(**REUSED)
-    outs = {}
-    for step in range(3):
-        for branch, seed in (("cond", step), ("uncond", 50 + step)):
-            outs[branch], _ = run.call(step, seed=seed, branch=branch)
-    for branch, start in (("cond", 0), ("uncond", 50)):
-        alone = Run(**REUSED)
-        for step in range(3):
-            out, _ = alone.call(step, seed=start + step, branch=branch)
-        assert torch.equal(out, outs[branch])
-
-
-def test_what_does_not_fit_is_measured_again() -> None:
-    run = Run(total=9, **REUSED)
-    for step in range(3):
-        run.call(step, seed=step)
-    other = Layout((2, 10, 12), before=5, after=3)
-    assert is_dense(*run.call(3, layout=other))  # another size
-    assert not is_dense(*run.call(4, layout=other, seed=9))
-    assert is_dense(*run.call(5, layout=other, batch=2))  # another batch, as when guidance ends
-    assert not is_dense(*run.call(6, layout=other, batch=2, seed=9))
-
-
-def test_a_layer_that_a_cache_skipped_is_measured_when_it_runs() -> None:
-    run = Run(total=9, **REUSED | {"residual": {"refresh": (4,), "storage": "full"}})
-    assert is_dense(*run.call(0))
-    assert is_dense(*run.call(3, seed=3))  # the step of the measurement was skipped
-    assert is_dense(*run.call(6, seed=6))  # and so was the refresh
-    assert not is_dense(*run.call(7, seed=7))
-
-
-def test_a_stage_with_other_patterns_is_measured_anew() -> None:
-    run = Run(
-        total=9,
-        patterns={"near": NEAR, "far": Neighborhood(window=(3, 7, 7))},
-        assignment=[{"pattern": "far", "steps": "5:"}],
-        residual={"storage": "full"},
-    )
-    dense_at = [step for step in range(9) if is_dense(*run.call(step, seed=step))]
-    assert dense_at == [0, 1, 5]
-
-
-def test_statistics_without_dense_steps_are_refused() -> None:
-    with pytest.raises(ValueError, match="dense_steps"):
-        Run(statistics={}, dense_steps=0)

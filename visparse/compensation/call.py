@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -23,11 +24,14 @@ class Call(NamedTuple):
         return self._replace(q=self.q[part], k=self.k[part], v=self.v[part], bias=bias)
 
     def heads(self, heads: list[int]) -> Call:
-        """Some heads; all of them are not copied."""
+        """Some heads; all of them are not copied. Nothing waits for the device, as it would for a list of indices."""
         if len(heads) == self.q.shape[2]:
             return self
-        bias = self.bias if self.bias is None or self.bias.shape[1] == 1 else self.bias[:, heads]
-        return self._replace(q=self.q[:, :, heads], k=self.k[:, :, heads], v=self.v[:, :, heads], bias=bias)
+        q, k, v = (torch.stack([x[:, :, head] for head in heads], 2) for x in (self.q, self.k, self.v))
+        bias = self.bias
+        if bias is not None and bias.shape[1] > 1:
+            bias = torch.stack([bias[:, head] for head in heads], 1)
+        return self._replace(q=q, k=k, v=v, bias=bias)
 
 
 class Served(NamedTuple):

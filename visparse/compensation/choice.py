@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from visparse.compensation.call import Call
 from visparse.compensation.proxy_table import ProxyTable
-from visparse.compensation.tiles import Tiles
+from visparse.compensation.tiles import Tiles, kept_tiles
 from visparse.patterns import Pattern, Selector, Skip, TopK, TopP
-from visparse_kernels import BlockLists, choose_per_head, choose_top_k, choose_top_p, lists_from_map
+from visparse_kernels import BlockLists, block_scores, choose_per_head, choose_top_k, choose_top_p, lists_from_map
 
 _SPREAD = 4  # a block of queries keeps at most so many times the mean, and at least the mean over this
 
@@ -92,6 +94,80 @@ def choose_tiles(
     )
 
 
+class ByContent(NamedTuple):
+    """Heads of a layer that have the same selector."""
+
+    name: str  # in the plan's table
+    selector: Selector
+    heads: list[int]
+    places: list[int]  # of these heads, among all heads that have a selector
+
+    def of(self, chosen: Tensor) -> Tensor:
+        """The tiles of these heads, out of bool [B, all heads that have a selector, visual_q, visual_k]."""
+        if len(self.places) == chosen.shape[1]:
+            return chosen
+        return torch.stack([chosen[:, place] for place in self.places], 1)
+
+
+def by_content(names: Sequence[str], patterns: Sequence[Pattern]) -> list[ByContent]:
+    """Gather the heads of a layer by selector.
+
+    Args:
+        names: one per head, in the plan's table.
+        patterns: one per head.
+    """
+    found: dict[str, ByContent] = {}
+    place = 0
+    for head, (name, pattern) in enumerate(zip(names, patterns, strict=True)):
+        if isinstance(pattern, Selector):
+            one = found.setdefault(name, ByContent(name, pattern, [], []))
+            one.heads.append(head)
+            one.places.append(place)
+            place += 1
+    return list(found.values())
+
+
+def choose_by_content(
+    call: Call, tiles: Tiles, names: Sequence[str], patterns: Sequence[Pattern], lse: Tensor | None, kept: Tensor | None
+) -> Tensor | None:
+    """Choose the tiles of the heads that have a selector.
+
+    Args:
+        call: of attention.
+        tiles: of the layout.
+        names: one per head, in the plan's table.
+        patterns: one per head.
+        lse: [B, H, N], of dense attention; None where only pooled scores are made.
+        kept: an earlier result, of which the heads whose choice is reused keep theirs; None: all choose.
+
+    Returns:
+        bool [B, heads with a selector, visual_q, visual_k]; None where no head has one.
+    """
+    chosen: dict[int, Tensor] = {}
+    for one in by_content(names, patterns):
+        selector = one.selector
+        if selector.reused and kept is not None:
+            chosen |= {place: kept[:, place] for place in one.places}
+            continue
+        part = call.heads(one.heads)
+        scores = block_scores(
+            part.q,
+            part.k,
+            lse[:, one.heads] if lse is not None and selector.reused else None,
+            q_order=tiles.q_order,
+            k_order=tiles.k_order,
+            block_q=tiles.block_q,
+            block_k=tiles.block_k,
+            kind=selector.score,
+            sample=selector.sample if selector.reused else 1,
+            key_bias=part.bias,
+            scale=call.scale,
+        )
+        new = select(selector, scores[..., : tiles.visual_q, : tiles.visual_k])
+        chosen |= {place: new[:, index] for index, place in enumerate(one.places)}
+    return torch.stack([chosen[place] for place in range(len(chosen))], 1) if chosen else None
+
+
 def select(selector: Selector, scores: Tensor) -> Tensor:
     """Choose tiles by their scores.
 
@@ -107,10 +183,10 @@ def select(selector: Selector, scores: Tensor) -> Tensor:
     """
     tiles = scores.shape[-1]
     if isinstance(selector, TopP):
-        return choose_top_p(scores, selector.mass, _count(selector.least, tiles), _count(selector.most, tiles))
+        return choose_top_p(scores, selector.mass, kept_tiles(selector.least, tiles), kept_tiles(selector.most, tiles))
     if not isinstance(selector, TopK):
         raise TypeError(f"selector: wanted TopK or TopP, got {type(selector).__name__}")
-    count = _count(selector.share, tiles)
+    count = kept_tiles(selector.share, tiles)
     if not selector.spread:
         return choose_top_k(scores, count)
     return choose_per_head(scores, count / tiles, max(1, count // _SPREAD), min(tiles, count * _SPREAD))
@@ -122,10 +198,6 @@ def _head_group(groups: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(groups, dtype=torch.int32, device=device)
 
 
-def _count(share: float, tiles: int) -> int:
-    return min(tiles, max(1, round(share * tiles)))
-
-
 def _capacity(tiles: Tiles, patterns: Sequence[Pattern], maps: Tensor, chosen: Tensor | None) -> int:
     """The most blocks in a row of the lists, on average over rows."""
     if chosen is None:  # these lists are made once, so the device may be waited for
@@ -134,7 +206,7 @@ def _capacity(tiles: Tiles, patterns: Sequence[Pattern], maps: Tensor, chosen: T
     else:
         by_content = [pattern for pattern in patterns if isinstance(pattern, Selector)]
         positions = maps.shape[1] - len(by_content)
-        visited = sum(_count(pattern.shares[1], tiles.visual_k) for pattern in by_content) * tiles.visual_q
+        visited = sum(kept_tiles(pattern.shares[1], tiles.visual_k) for pattern in by_content) * tiles.visual_q
         visited += positions * tiles.visual_q * tiles.visual_k
         groups = maps.shape[1]
     extra_q, extra_k = tiles.n_q - tiles.visual_q, tiles.n_k - tiles.visual_k

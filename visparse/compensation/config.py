@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
-from visparse.compensation.refresh import Refresh, parse_refresh
+from visparse.compensation.refresh import Overlap, Refresh, parse_refresh
 from visparse.errors import check_keys, nearest
 
 KINDS = ("mean", "sample", "agent")
@@ -42,7 +42,7 @@ class _Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The part as JSON values; `from_dict` gives back an equal one."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {field.name: _json(getattr(self, field.name)) for field in fields(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +150,12 @@ class ReuseResidual(_Config):
             raise ValueError(f"group: wanted three ints > 0 (frames, height, width), got {self.group!r}")
         if type(self.rank) is not int or self.rank < 1:
             raise ValueError(f"rank: wanted an int above 0, got {self.rank!r}; 8 to 32 are usual")
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, Overlap):
+        return value.to_dict()
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _check_name(name: str, value: object, known: tuple[str, ...]) -> None:

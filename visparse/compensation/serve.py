@@ -14,15 +14,18 @@ import torch
 from torch import Tensor
 
 from visparse.compensation.call import Call, Served
-from visparse.compensation.choice import Choice, choose_tiles, select
+from visparse.compensation.choice import Choice, choose_by_content, choose_tiles
+from visparse.compensation.overlap import overlaps
 from visparse.compensation.proxy_table import pool, proxy_table
+from visparse.compensation.refresh import Overlap
 from visparse.compensation.residuals import Residuals
 from visparse.compensation.state import BranchState, apply_rho, block_means, ramp, rho_of
 from visparse.compensation.tiles import Tiles, tile_blocks, tiles_for
+from visparse.compensation.watch import Watch
 from visparse.compile import compile_lists
 from visparse.layout import Layout
 from visparse.patterns import Dense, Pattern, Selector, Skip
-from visparse_kernels import BlockLists, attend, attend_proxies, block_scores, preferred_blocks
+from visparse_kernels import BlockLists, attend, attend_proxies, preferred_blocks
 from visparse_kernels import prefers_boxes as boxes_are_faster
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ class Compensation:
         if plan.residual is not None:
             layers = sum(not plan.is_dense_layer(layer) for layer in range(model.layers))
             self.residuals = Residuals(plan.residual, layers, model.head_dim)
+        self.watch = None if plan.overlap is None else Watch(plan.overlap)
         router.clock.keepers.append(self)
         self._static: dict[tuple[Layout, Pattern, torch.device], Tensor] = {}
         self._fixed: dict[tuple[Layout, tuple[Pattern, ...], torch.device], Choice] = {}
@@ -72,6 +76,10 @@ class Compensation:
         if clock.runs != self._run:
             self._run, self._step = clock.runs, None
             self.states.clear()
+            if self.watch is not None:
+                self.watch.begin_run()
+        if self.watch is not None and clock.step is not None and clock.step != self._step:
+            self.watch.begin_step(clock.step, self.router.plan.timetable(clock.total, clock.sigmas))
         self._calls = self._calls + 1 if clock.step == self._step else 0
         self._step = clock.step
         for other in clock.keepers:
@@ -93,6 +101,8 @@ class Compensation:
         """
         if self._step is None or step is None or not 0 <= step - self._step <= 1:
             self.states.clear()
+            if self.watch is not None:
+                self.watch.drop()
 
     def _check(self, layout: Layout, device: torch.device) -> None:
         """Refuse what does not fit the grid before the first dense step is paid for."""
@@ -108,7 +118,8 @@ class Compensation:
 
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles begin without anything that was measured."""
-        empty: dict[str, object] = {"states": {}, "_static": {}, "_fixed": {}, "example": None}
+        watch = None if self.watch is None else Watch(self.watch.rule)
+        empty: dict[str, object] = {"states": {}, "_static": {}, "_fixed": {}, "example": None, "watch": watch}
         return {**self.__dict__, **empty}
 
     def clear(self) -> None:
@@ -146,7 +157,7 @@ class Compensation:
             ValueError: the residual would not fit into memory.
         """
         router, clock, layout = self.router, self.router.clock, cast(Layout, self.router.layout)
-        step, total = clock.step or 0, clock.total
+        step = clock.step or 0
         if self.residuals is not None:
             try:
                 self.residuals.check(layout, call.q)
@@ -157,7 +168,7 @@ class Compensation:
         if coming is None:
             return None
         patterns = tuple(router.plan.patterns[name].resolve(layout.grid) for name in coming)
-        due = {what: router.plan.measured_at(what, step, total, clock.sigmas) for what in self._items(coming, patterns)}
+        due = {what: self._due(what, step) for what in self._items(coming, patterns)}
         if names is None and step not in due.values():
             return None
         state = self._state(layer, call, layout, coming) if due else BranchState(None)
@@ -166,7 +177,20 @@ class Compensation:
             return None
         if stale or names is None:
             return Served(self._measure(call, layout, coming, patterns, state, due, stale), None)
+        if self.watch is not None and self.watch.looking:
+            chosen = None if state.choice is None else state.choice.chosen
+            if chosen is not None:
+                tiles = self._tiles(layout, call.q.device)
+                self.watch.note(overlaps(call, tiles, layer, coming, patterns, chosen, router.settings.impl))
         return Served(*self._sparse(call, layout, coming, patterns, state, step))
+
+    def _due(self, what: str, step: int) -> int | None:
+        """For which step something must have been measured; None: for none yet."""
+        plan, clock = self.router.plan, self.router.clock
+        wanted = plan.measured_at(what, step, clock.total, clock.sigmas)
+        if wanted is None or self.watch is None or not isinstance(plan.refreshes[what], Overlap):
+            return wanted
+        return self.watch.latest(wanted)
 
     def _items(self, names: tuple[str, ...], patterns: tuple[Pattern, ...]) -> list[str]:
         """What is reused in a layer."""
@@ -196,7 +220,8 @@ class Compensation:
         out, lse = self._attend(call, self._all(layout, call))
         if any(what not in ("statistics", "residual") for what in stale):
             stale = list(due)
-            chosen = self._chosen(call, layout, names, patterns, lse, state, stale)
+            tiles = self._tiles(layout, call.q.device)
+            chosen = choose_by_content(call, tiles, names, patterns, lse, None)
             state.choice = self._choice(layout, patterns, chosen, call.q.device)
         elif "statistics" in stale:  # the residual is what the scaled output lacks
             stale = list({*stale, *({"residual"} & set(due))})
@@ -221,7 +246,8 @@ class Compensation:
         step: int,
     ) -> tuple[Tensor, Tensor | float]:
         if any(isinstance(pattern, Selector) and not pattern.reused for pattern in patterns):
-            chosen = self._chosen(call, layout, names, patterns, None, state, [])
+            kept = None if state.choice is None else state.choice.chosen
+            chosen = choose_by_content(call, self._tiles(layout, call.q.device), names, patterns, None, kept)
             state.choice = self._choice(layout, patterns, chosen, call.q.device)
         if state.residual is not None:
             state.residual.prefetch()
@@ -262,46 +288,6 @@ class Compensation:
                 scale=call.scale,
             )
         return out, lse, choice.density
-
-    def _chosen(
-        self,
-        call: Call,
-        layout: Layout,
-        names: tuple[str, ...],
-        patterns: tuple[Pattern, ...],
-        lse: Tensor | None,
-        state: BranchState,
-        stale: list[str],
-    ) -> Tensor | None:
-        """Tiles of the heads that have a selector, bool [B, n, visual_q, visual_k]; those not stale stay."""
-        heads = [head for head, pattern in enumerate(patterns) if isinstance(pattern, Selector)]
-        if not heads:
-            return None
-        tiles = self._tiles(layout, call.q.device)
-        kept: dict[int, Tensor] = {}
-        for name in dict.fromkeys(names[head] for head in heads):
-            mine = [head for head in heads if names[head] == name]
-            selector = cast(Selector, patterns[mine[0]])
-            if selector.reused and name not in stale and state.choice is not None and state.choice.chosen is not None:
-                kept |= {head: state.choice.chosen[:, heads.index(head)] for head in mine}
-                continue
-            part = call.heads(mine)
-            scores = block_scores(
-                part.q,
-                part.k,
-                None if lse is None or not selector.reused else lse[:, mine],
-                q_order=tiles.q_order,
-                k_order=tiles.k_order,
-                block_q=tiles.block_q,
-                block_k=tiles.block_k,
-                kind=selector.score,
-                sample=selector.sample if selector.reused else 1,
-                key_bias=part.bias,
-                scale=call.scale,
-            )
-            chosen = select(selector, scores[..., : tiles.visual_q, : tiles.visual_k])
-            kept |= {head: chosen[:, place] for place, head in enumerate(mine)}
-        return torch.stack([kept[head] for head in heads], 1)
 
     def _choice(
         self, layout: Layout, patterns: tuple[Pattern, ...], chosen: Tensor | None, device: torch.device

@@ -2,12 +2,12 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from visparse.compensation.refresh import Refresh, parse_refresh
+from visparse.compensation.refresh import Overlap, Refresh, parse_refresh
 from visparse.errors import nearest
 from visparse.layout import Grid
 from visparse.patterns.base import Pattern
@@ -44,6 +44,11 @@ class Selector(Pattern):
             )
         if type(self.sample) is not int or self.sample not in (1, 2, 4, 8):
             raise ValueError(f"sample: wanted 1, 2, 4 or 8, got {self.sample!r}; 1 looks at every query")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return name and fields as JSON values; see `Pattern.to_dict`."""
+        values = super().to_dict()
+        return values | {"refresh": self.refresh.to_dict()} if isinstance(self.refresh, Overlap) else values
 
     @property
     def reused(self) -> bool:
