@@ -57,6 +57,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--judge", type=int, default=4, help="steps that the search looks at")
     add("--candidates", help="of the search: beginnings of names, such as near,tube; default: all")
     add("--minutes", type=float, help="of the search's scoring")
+    add("--ranges", action="store_true", help="allocate each range of steps between measurements on its own")
+    add("--weigh", type=int, default=8, help="groups of layers whose weight in the output is measured; 0: none")
     add("--only", default="", help="only rows (but the dense one) whose name this regular expression finds")
     add("--kinds", type=int, default=8, help="single patterns tried at all targets but the first: the best ones there")
     add("--only-kinds", help="of the single patterns, such as tube,disc; default: all")
@@ -88,14 +90,15 @@ class Command:
         self.args = args
         gpu = pick_device(args.device).type == "cuda"
         size = SIZES[args.grid]._replace(blocks=None)
-        workers = args.workers if args.workers is not None else max(0, min(14, (os.cpu_count() or 1) - 2))
-        ladders = plain_ladders(size, HEAD_DIM, _rates(args.device))
+        workers = args.workers if args.workers is not None else (0 if gpu else max(0, (os.cpu_count() or 1) - 2))
+        ladders = plain_ladders(size, HEAD_DIM, _rates(args.device), pick_device(args.device) if gpu else None)
         if args.only_kinds:
             ladders = [one for one in ladders if one.kind in args.only_kinds.split(",")]
         costs = fill(ladders, args.targets, workers)  # goes on while the pipeline is loaded and searched
         batch = args.batch or (16 if gpu and args.grid != "long" else 1)
         repeats = args.repeats if args.repeats is not None else (0 if batch == 1 else 2)
         search: dict[str, Any] = {"rows": args.rows, "judge": args.judge, "minutes": args.minutes}
+        search |= {"ranges": args.ranges, "weigh": args.weigh, "refine": 1}
         if args.candidates:
             search["candidates"] = tuple(args.candidates.split(","))
         self.wanted = wishes(args.prompts, args.seeds)

@@ -11,7 +11,6 @@ from ablation_rows import Row, Runner
 from compare_searched import Offer, Searched
 
 import visparse
-from visparse import SparsePlan
 from visparse.adapter import find_denoisers
 from visparse.head_search.settings import SearchSettings
 from visparse.presets import dense as dense_plan
@@ -204,6 +203,9 @@ class Arena:
             "rates": one.ready.costs.source,
             "best_family_at_a_quarter": best,
             "reasons": {str(layer): why for layer, why in one.reasons.items()},
+            "weights": None
+            if one.weights is None
+            else [[layer, number, round(weight, 4)] for (number, layer), weight in sorted(one.weights.items())],
         }
 
     def _seconds(self) -> float:
@@ -216,11 +218,6 @@ def rank(trial: Trial, share: float) -> tuple[bool, float]:
     """Order of trials: those within the time by PSNR, then the others by time."""
     late = trial.share > share * (1 + NEAR)
     return late, trial.share if late else -trial.psnr
-
-
-def offer_of(plan: SparsePlan, share: float, dense_milliseconds: float) -> Offer:
-    """An offer of a plan with one pattern, whose cost is a predicted share of dense attention's."""
-    return Offer(plan, share, share * dense_milliseconds)
 
 
 def _error(searched: Searched, family: str, share: float) -> float:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any
 
+import torch
 from ablation_cases import plan_of
 from ablation_clips import Size
 from ablation_rows import Row
-from compare_arena import Arena, Trial, offer_of, rank
+from compare_arena import Arena, Trial, rank
 from compare_searched import Offer
 from compare_singles import UNIFORM, Ladder, all_kinds, uniform
 
@@ -84,8 +85,13 @@ class Comparison:
     # ---- rows --------------------------------------------------------------------------------------------------------
 
     def searched(self, target: float, family: str) -> Row:
-        """The search's own plan."""
-        trial = self._tune(f"searched, {family}", target, partial(self.arena.searched.by_budget, family))
+        """The search's own plan: of the ways to weigh errors the one that is best on the calibration clip."""
+        one = self.arena.searched
+        trials = [
+            self._tune(variant.name, target, partial(one.by_budget, family, variant=variant))
+            for variant in one.variants(family)
+        ]
+        trial = min(trials, key=lambda one: rank(one, target))
         return self._row(f"searched, {family} @ {target:.1%}", trial, target, "searched", family)
 
     def uniform(self, target: float) -> Row:
@@ -109,7 +115,8 @@ class Comparison:
     def compensated(self, target: float, place: int) -> Row:
         """The best single patterns in whole tiles, with proxies and residual."""
         tiled = [self._ladder(one.kind, one.rungs, "foveal") for one, _ in self._best(target)]
-        tiled = [one for one in tiled if one.below(target) is not None]
+        share = self.arena.searched.raw_share("foveal", target)
+        tiled = [one for one in tiled if one.below(share) is not None]
         if place >= len(tiled):
             raise ValueError(f"compensated patterns: {len(tiled)} of the best single ones can be had at {target:.1%}")
         ladder = tiled[place]
@@ -168,7 +175,7 @@ class Comparison:
 
     def _again(self, ladder: Ladder, trial: Trial, target: float) -> list[Trial]:
         """One more trial of a pattern whose time was off."""
-        found = ladder.known_below(target * target / trial.share)
+        found = ladder.known_below(self.arena.searched.raw_share(ladder.family, target * target / trial.share))
         offer = None if found is None else self._single_offer(ladder, *found)
         return [] if offer is None or offer.plan == trial.offer.plan else [self.arena.trial(offer)]
 
@@ -191,7 +198,7 @@ class Comparison:
         return sorted(found, key=lambda one: -one[1].psnr)
 
     def _offer(self, ladder: Ladder, share: float) -> Offer:
-        found = ladder.below(share)
+        found = ladder.below(self.arena.searched.raw_share(ladder.family, share))
         if found is None:
             raise ValueError(f"{ladder.kind}: no size costs {share:.1%} of dense attention or less; ask for more")
         return self._single_offer(ladder, *found)
@@ -201,12 +208,14 @@ class Comparison:
         refresh = arena.searched.settings.refresh
         proxies, residual = compensations(ladder.family, refresh)
         plan = plan_of(pattern, arena.dense_steps, proxies, None, residual)
-        one = arena.searched
-        return offer_of(plan, cost, one.ready.costs.dense * one.model.heads * one.model.layers)
+        return Offer(plan, *arena.searched.predicted(ladder.family, cost))
 
     def _ladder(self, kind: str, rungs: Sequence[Pattern], family: str) -> Ladder:
         one = self.arena.searched
-        return Ladder(kind, rungs, family, self.arena.size.grid, one.model.head_dim, one.ready.costs.device)
+        where = self.arena.studio.device
+        return Ladder(
+            kind, rungs, family, self.arena.size.grid, one.model.head_dim, one.ready.costs.device, counted_on=where
+        )
 
     def _tune(self, name: str, target: float, offers: Callable[[float], Offer]) -> Trial:
         trials = self.arena.tuned(offers, target, self.tries)
@@ -258,6 +267,9 @@ class Comparison:
         return there.row(label, trial, self.targets[-1], kind=kind, what=label) | {"plan": "elsewhere"}
 
 
-def plain_ladders(size: Size, head_dim: int, device: str) -> list[Ladder]:
+def plain_ladders(size: Size, head_dim: int, device: str, counted_on: torch.device | None = None) -> list[Ladder]:
     """The single patterns of the library without compensation."""
-    return [Ladder(kind, rungs, "plain", size.grid, head_dim, device) for kind, rungs in all_kinds(size.grid).items()]
+    return [
+        Ladder(kind, rungs, "plain", size.grid, head_dim, device, counted_on=counted_on)
+        for kind, rungs in all_kinds(size.grid).items()
+    ]

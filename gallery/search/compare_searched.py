@@ -7,7 +7,12 @@ from typing import Any
 from visparse import SparsePlan
 from visparse.head_search.build import build_plan
 from visparse.head_search.choose import Chosen, Table
+from visparse.head_search.costs import make_costs
+from visparse.head_search.judge import OutputJudge
+from visparse.head_search.probe import Line
+from visparse.head_search.refine import Variant, Weights, variants_of
 from visparse.head_search.searcher import Searcher
+from visparse.head_search.sensitivity import find_weights
 from visparse.head_search.settings import SearchSettings
 
 
@@ -30,6 +35,7 @@ class Searched:
 
     Attributes:
         seconds: what it took, by part.
+        weights: of layers in the model's output; None: not measured.
     """
 
     def __init__(self, pipe: Any, settings: SearchSettings) -> None:
@@ -40,21 +46,61 @@ class Searched:
         prepared = time.perf_counter()
         self.reasons = searcher.score(self.ready)
         self.model = searcher.model
-        self.table = Table(searcher.work.scores, self.ready.candidates, self.ready.costs)
+        self.table = Table(searcher.work.scores, self.ready.candidates, self.ready.costs, self.ready.schedules)
         self.seconds = {"prepare": prepared - begun, "score": time.perf_counter() - prepared}
+        self.lines = {family: Line(*parts) for family, parts in searcher.work.facts.get("probe", {}).items()}
+        own = make_costs([], self.ready.layout, self.model.head_dim, self.ready.costs.device)
+        self._raw_dense = own.dense * self.model.heads  # a layer, by rates alone
+        self._dense = self.ready.costs.dense * self.model.heads  # as measured
+        self.weights: Weights | None = None
+        if settings.weigh:
+            weighing = time.perf_counter()
+            base = self.by_budget("foveal", 0.25).plan
+            judge = OutputJudge(pipe, searcher.generate, 1, searcher.work)
+            self.weights = find_weights(self.table, "foveal", 0.125, settings.weigh, base, judge)
+            self.seconds["weigh"] = time.perf_counter() - weighing
         self.seconds["all"] = sum(self.seconds.values())
 
-    def by_budget(self, family: str, share: float) -> Offer:
+    def raw_share(self, family: str, share: float) -> float:
+        """What the rates alone must say for a plan to take a share of dense attention's measured time.
+
+        Raises:
+            ValueError: a call takes more before its first block.
+        """
+        line = self.lines.get(family, Line(0.0, 1.0))
+        raw = (share * self._dense - line.call) / line.factor / self._raw_dense
+        if raw <= 0:
+            raise ValueError(
+                f"{family} family: a call takes {line.call / self._dense:.1%} of dense attention before its first "
+                f"block, wanted {share:.1%}; ask for more"
+            )
+        return raw
+
+    def predicted(self, family: str, raw: float) -> tuple[float, float]:
+        """Share of dense attention's time, and milliseconds of a sparse step, of what the rates alone call `raw`."""
+        line = self.lines.get(family, Line(0.0, 1.0))
+        layer = line.call + line.factor * raw * self._raw_dense
+        return layer / self._dense, layer * self.model.layers
+
+    def variants(self, family: str) -> list[Variant]:
+        """The ways to allocate that a search tries, of one family."""
+        found = [one for one in variants_of(list(self.ready.schedules), self.weights) if one.family == family]
+        return [one for one in found if one.only is None]
+
+    def by_budget(self, family: str, share: float, variant: Variant | None = None) -> Offer:
         """The search's own plan.
 
         Args:
             family: of its candidates.
             share: of dense attention's time that a sparse step may take.
+            variant: how errors count; None: all alike.
 
         Raises:
             ValueError: the budget is too small.
         """
-        return self._offer(f"searched, {family}", self.table.by_budget(family, self.model.layers, attention=share))
+        weights = None if variant is None else variant.weights(sorted(self.table.error))
+        found = self.table.by_budget(family, self.model.layers, attention=share, weights=weights)
+        return self._offer(f"searched, {family if variant is None else variant.name}", found)
 
     def by_paper(self, share: float) -> Offer:
         """Sparse-vDiT's rule, its epsilon set so that the cost comes nearest to a share from below.
@@ -98,5 +144,6 @@ class Searched:
                 "layers": {str(layer): [round(error, 5), round(ms, 5)] for layer, (error, ms) in found.layers.items()},
                 "rates": self.ready.costs.source,
             },
+            starts=self.ready.schedules[found.family].starts,
         )
         return Offer(plan, found.attention, found.milliseconds, found.error)

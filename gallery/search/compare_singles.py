@@ -47,7 +47,8 @@ class Ladder:
         grid: (frames, height, width), in tokens.
         head_dim: size of a head.
         device: whose measured rates count.
-        costs: place -> predicted time over that of dense attention, as far as it was asked for.
+        costs: place -> predicted time over that of dense attention, by rates alone, as far as it was asked for.
+        counted_on: where blocks are counted; None: on the CPU.
     """
 
     kind: str
@@ -57,12 +58,13 @@ class Ladder:
     head_dim: int
     device: str
     costs: dict[int, float] = field(default_factory=dict)
+    counted_on: torch.device | None = None
 
     def cost(self, place: int) -> float:
         """Predicted share of dense attention's time."""
         if place not in self.costs:
             one = Candidate("x", self.family, self.rungs[place])
-            found = make_costs([one], Layout(self.grid), self.head_dim, self.device)
+            found = make_costs([one], Layout(self.grid), self.head_dim, self.device, counted_on=self.counted_on)
             self.costs[place] = found.milliseconds[0] / found.dense
         return self.costs[place]
 

@@ -174,5 +174,5 @@ def test_candidates_fit_the_grid_or_say_why_not():
     assert [one.name for one in few.kept] == ["dense", "skip", "tube8", "tube4", "tube2"]
     with pytest.raises(ValueError, match=r"candidates: no candidate begins with 'tubes'; known: dense, .*tube8"):
         make_candidates(Layout((4, 16, 16)), ["plain"], names=["tubes"])
-    with pytest.raises(ValueError, match="family: wanted some of plain, foveal, got 'fovea'"):
+    with pytest.raises(ValueError, match="family: wanted some of plain, foveal, pooled, got 'fovea'"):
         make_candidates(Layout((4, 16, 16)), ["fovea"])

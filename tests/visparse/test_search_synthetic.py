@@ -125,6 +125,7 @@ def test_every_head_gets_its_label(model):
 def test_prediction_is_what_the_plan_does(model, tmp_path, family):
     inputs = make_inputs()
     settings = {"judge": 1, "rows": None, "every": 1, "dense_steps": 1, "refresh": None, "family": family}
+    settings["probe"] = False  # attention of 1,024 tokens takes less than a call does besides
     plan = visparse.search(model, inputs=inputs, attention=0.4, **settings)
     path = write_plan(plan, tmp_path / "plan.json")
     assert SparsePlan.from_pretrained(path).to_dict() == plan.to_dict()
@@ -146,7 +147,7 @@ def test_prediction_is_what_the_plan_does(model, tmp_path, family):
 def test_a_search_that_was_stopped_gives_the_same_plan(model, tmp_path, monkeypatch):
     from visparse.head_search.work import WorkFile
 
-    settings = {"attention": 0.3, "judge": 2, "rows": 2, "dense_steps": 1, "refresh": None}
+    settings = {"attention": 0.3, "judge": 2, "rows": 2, "dense_steps": 1, "refresh": None, "probe": False}
     settings["candidates"] = ["frame", "tube", "top8", "stripes4"]
     inputs = make_inputs(2)
     work = tmp_path / "a.jsonl"
@@ -214,7 +215,7 @@ def test_impossible_wishes_are_refused_before_scoring(model, monkeypatch):
 
 
 def test_a_budget_that_is_too_small_is_refused(model):
-    settings = {"inputs": make_inputs(), "judge": 1, "rows": 1, "dense_steps": 1, "family": "plain"}
+    settings = {"inputs": make_inputs(), "judge": 1, "rows": 1, "dense_steps": 1, "family": "plain", "probe": False}
     with pytest.raises(ValueError, match=r"attention: the best plan within 1e-06 has a predicted error of (9|1\d)\d%"):
         visparse.search(model, attention=1e-6, **settings)
     with pytest.raises(ValueError, match=r"search: nothing was scored \(the time .* was over.*give it more minutes"):
@@ -232,7 +233,7 @@ def test_a_partial_result_keeps_other_layers_dense(model, tmp_path, monkeypatch)
         raise capture.OutOfTimeError
 
     monkeypatch.setattr(WorkFile, "score", over)
-    plan = visparse.search(model, inputs=make_inputs(), attention=0.8, judge=1, rows=1, dense_steps=1, family="plain")
+    plan = visparse.search(model, inputs=make_inputs(), density=0.8, judge=1, rows=1, dense_steps=1, family="plain")
     assert plan.is_dense_layer(1)
     assert not plan.is_dense_layer(0)
     assert "partial: 1 of 2 layers were not scored and stay dense" in plan.notes

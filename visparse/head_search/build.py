@@ -21,7 +21,7 @@ _DENSE = "dense"
 
 def build_plan(
     name: str,
-    picks: Mapping[tuple[int, int], Candidate],
+    picks: Mapping[tuple[int, int, int], Candidate],
     *,
     family: str,
     model: ModelFingerprint,
@@ -30,12 +30,13 @@ def build_plan(
     refresh: float | int | None,
     notes: str,
     measured: Mapping[str, Any],
+    starts: Sequence[int] = (0,),
 ) -> SparsePlan:
     """Make a plan of what each head does.
 
     Args:
         name: of the plan.
-        picks: (layer, head) -> candidate, all of one family; a layer that is missing stays dense.
+        picks: (range of steps, layer, head) -> candidate, all of one family; a layer that is missing stays dense.
         family: of the candidates.
         model: fingerprint.
         grid: (frames, height, width) in tokens that the patterns were made for.
@@ -43,28 +44,33 @@ def build_plan(
         refresh: as in `candidates.compensations`.
         notes: of the plan.
         measured: of the plan.
+        starts: first step of each range.
     """
     by_name = {one.name: one.pattern for one in picks.values()} or {_DENSE: Dense()}
-    scored = sorted({layer for layer, _ in picks})
+    scored = sorted({layer for _, layer, _ in picks})
     counts = Counter(one.name for one in picks.values())
     default = max(counts, key=lambda key: (counts[key], key)) if counts else _DENSE
     dense_layers = tuple(layer for layer in range(model.layers) if layer not in scored)
-    rules: dict[tuple[str, Selector], list[int]] = {}
+    rules: dict[tuple[str, Selector, Selector], list[int]] = {}
     for layer in scored:
-        heads: dict[str, list[int]] = {}
-        for head in range(model.heads):
-            heads.setdefault(picks[layer, head].name, []).append(head)
-        for pattern, own in heads.items():
-            if pattern != default:
-                rules.setdefault((pattern, _short(own, model.heads)), []).append(layer)
+        rows = [[picks[number, layer, head].name for head in range(model.heads)] for number in range(len(starts))]
+        same = all(row == rows[0] for row in rows)
+        for number, row in enumerate(rows[:1] if same else rows):
+            steps = "all" if same else _range(starts, number)
+            heads: dict[str, list[int]] = {}
+            for head, pattern in enumerate(row):
+                heads.setdefault(pattern, []).append(head)
+            for pattern, own in heads.items():
+                if pattern != default:
+                    rules.setdefault((pattern, _short(own, model.heads), steps), []).append(layer)
     proxies, residual = compensations(family, refresh) if counts else (None, None)
     return SparsePlan(
         name=name,
         patterns={key: PatternTemplate(one.to_dict()) for key, one in sorted(by_name.items())},
         default=default,
         assignment=tuple(
-            Rule(pattern=pattern, layers=_short(layers, model.layers), heads=heads)
-            for (pattern, heads), layers in sorted(rules.items(), key=lambda item: (item[1], item[0][0]))
+            Rule(pattern=pattern, layers=_short(layers, model.layers), heads=heads, steps=steps)
+            for (pattern, heads, steps), layers in sorted(rules.items(), key=lambda item: (item[1], item[0][0]))
         ),
         dense_steps=dense_steps,
         dense_layers=dense_layers,
@@ -75,6 +81,12 @@ def build_plan(
         notes=notes,
         measured=measured,
     )
+
+
+def _range(starts: Sequence[int], number: int) -> str:
+    """A range of steps as a selector."""
+    stop = str(starts[number + 1]) if number + 1 < len(starts) else ""
+    return f"{starts[number] or ''}:{stop}"
 
 
 def write_plan(plan: SparsePlan, path: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""Candidates: what a head may do, in two families of plans."""
+"""Candidates: what a head may do, in three families of plans."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from visparse.patterns import (
     Union,
 )
 
-FAMILIES = ("plain", "foveal")
-_KEEPS = (32, 16, 8, 4, 2)
+FAMILIES = ("plain", "foveal", "pooled")
+_KEEPS = (64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1.5)
 # Patterns by position that keep their shape when they are widened to tiles.
 _WIDENED = ("dense", "skip", "near4", "near2", "frame", "frame4", "frame2", "tube4", "rows", "columns", "sink_tube4")
 
@@ -38,7 +38,8 @@ class Candidate:
     Attributes:
         name: short id, as the plan's table has it.
         family: ``"plain"``: exact masks, nothing stands in for what is not seen. ``"foveal"``: patterns widened to
-            tiles, proxies for the other tiles, and the residual of a dense step.
+            tiles, proxies for the other tiles, and the residual of a dense step. ``"pooled"``: nothing
+            is reused, and tiles are chosen from pooled scores at each call; for models without steps.
         pattern: fixed by position, or a selector.
     """
 
@@ -94,6 +95,7 @@ def make_candidates(
     library = {**_library(layout), **own}
     for keep in _KEEPS:
         library.setdefault(f"top{keep}", TopK(share=1 / keep, score="mass_variance", refresh=refresh))
+        library.setdefault(f"pooled{keep}", TopK(share=1 / keep, score="pooled"))
     for wanted in names or ():
         if not any(name.startswith(wanted) for name in library):
             raise ValueError(f"candidates: no candidate begins with {wanted!r}; known: {', '.join(library)}")
@@ -104,10 +106,10 @@ def make_candidates(
             if names is not None and name not in ("dense", "skip") and not name.startswith(tuple(names)):
                 continue
             if isinstance(pattern, Selector):
-                if family == "foveal":
+                if family == ("foveal" if pattern.reused else "pooled"):
                     kept.append(Candidate(name, family, pattern))
                 continue
-            if family == "foveal" and name not in _WIDENED and name not in own:
+            if family != "plain" and name not in _WIDENED and name not in own:
                 continue
             reason = _obstacle(pattern, layout)
             if reason is None:
@@ -124,7 +126,9 @@ def compensations(family: str, refresh: float | int | None) -> tuple[Proxies | N
         family: one of `FAMILIES`.
         refresh: when the residual is measured again.
     """
-    return (None, None) if family == "plain" else (Proxies(), ReuseResidual(refresh=refresh))
+    if family == "plain":
+        return None, None
+    return Proxies(), ReuseResidual(refresh=refresh) if family == "foveal" else None
 
 
 def _library(layout: Layout) -> dict[str, Pattern]:

@@ -55,6 +55,8 @@ class Watch:
         tick: called at every new step.
         layout: of the last call.
         denoiser_seconds, attention_seconds: of all calls but those at the first step of a run of several.
+        attention_calls: calls of layers that `attention_seconds` counts.
+        batch: sequences of the last call of a layer.
         reasons: layer -> why it could not be scored.
         scoring_seconds: time that scoring took.
     """
@@ -68,6 +70,7 @@ class Watch:
         self.tick: Callable[[], None] = lambda: None
         self.layout: Layout | None = None
         self.denoiser_seconds = self.attention_seconds = self.scoring_seconds = 0.0
+        self.attention_calls, self.batch = 0, 1
         self.reasons: dict[int, str] = {}
 
     def timed(self, step: int) -> bool:
@@ -144,6 +147,7 @@ class ScoreRoute(LayerRoute):
             started = router.now(q.device) or 0.0
             out = dense()
             watch.attention_seconds += (router.now(q.device) or 0.0) - started
+            watch.attention_calls, watch.batch = watch.attention_calls + 1, len(q)
             return out
         out = dense()
         calibration, scorer = watch.calibration, watch.scorer

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from visparse.compensation.tiles import Tiles, tile_blocks, tiles_for
+from visparse.compile import compile_lists
 from visparse.estimate_rates import Rate, all_rates, rates_of
-from visparse.estimates import estimate
 from visparse.explain_costs import PROXIES_SHARE
 from visparse.head_search.candidates import Candidate
 from visparse.layout import Layout
@@ -26,6 +26,7 @@ class Costs:
         dense: milliseconds of dense attention, by PyTorch's fastest.
         milliseconds: of each candidate.
         block_density: visited blocks over all blocks, of each candidate.
+        call: family -> milliseconds that a call of a layer takes besides what its heads take; 0 where it is missing.
     """
 
     device: str
@@ -33,9 +34,17 @@ class Costs:
     dense: float
     milliseconds: tuple[float, ...]
     block_density: tuple[float, ...]
+    call: Mapping[str, float] = field(default_factory=dict)
 
 
-def make_costs(candidates: Sequence[Candidate], layout: Layout, head_dim: int, device: str) -> Costs:
+def make_costs(
+    candidates: Sequence[Candidate],
+    layout: Layout,
+    head_dim: int,
+    device: str,
+    *,
+    counted_on: torch.device | None = None,
+) -> Costs:
     """Look the candidates' costs up.
 
     Blocks are counted on the lists that would be used. Proxies take the share of dense attention that
@@ -46,20 +55,22 @@ def make_costs(candidates: Sequence[Candidate], layout: Layout, head_dim: int, d
         layout: grid and extra tokens.
         head_dim: size of a head.
         device: ``"cpu"``, a measured GPU such as ``"h200"``, or a device of this machine such as ``"cuda"``.
+        counted_on: where blocks are counted; None: on the CPU.
 
     Raises:
         ValueError: nothing was measured on that device; the text names those that were.
     """
     rate, kind, doubt = _rate(device, head_dim)
     dense = rate.dense_milliseconds(layout.tokens, 1, 1)
-    tiles = tiles_for(layout, *tile_blocks(head_dim), torch.device("cpu"))
+    where = counted_on or torch.device("cpu")
+    tiles = tiles_for(layout, *tile_blocks(head_dim), where)
     counts: list[tuple[float, float, float]] = []
     density: list[float] = []
     for one in candidates:
         if isinstance(one.pattern, Skip):
             found, visited = (0.0, 0.0, 0.0), 0.0
         elif one.family == "plain":
-            found, visited = _listed(one.pattern, layout, kind, head_dim, rate)
+            found, visited = _listed(one.pattern, layout, rate, where)
         else:
             found, visited = _tiled(one.pattern, tiles, rate)
         counts.append(found)
@@ -101,12 +112,11 @@ def _rate(device: str, head_dim: int) -> tuple[Rate, str, str]:
 
 
 def _listed(
-    pattern: Pattern, layout: Layout, kind: str, head_dim: int, rate: Rate
+    pattern: Pattern, layout: Layout, rate: Rate, where: torch.device
 ) -> tuple[tuple[float, float, float], float]:
     """Query blocks, full and masked blocks of a pattern's own lists, in blocks of the rate's size; block density."""
-    found = estimate([pattern], layout, device=kind, head_dim=head_dim, block_q=rate.block_q, block_k=rate.block_k)
-    group = found.groups[0]
-    return (group.query_blocks, group.full, group.masked), group.block_density
+    lists = compile_lists([pattern], layout, block_q=rate.block_q, block_k=rate.block_k, boxes=rate.boxes, device=where)
+    return (lists.n_q, len(lists.full_indices), len(lists.partial_indices)), lists.block_density
 
 
 def _tiled(pattern: Pattern, tiles: Tiles, rate: Rate) -> tuple[tuple[float, float, float], float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from visparse.compensation import ReuseResidual
+from visparse.compensation.refresh import parse_refresh, refresh_steps
 from visparse.explain_costs import SCORES_SHARE
 from visparse.head_search.capture import Calibration
 from visparse.patterns import Dense
@@ -18,12 +19,26 @@ class Schedule:
     Attributes:
         total: steps of a run.
         sparse: the sparse steps.
-        measured: dense steps at which something is measured; none in the plain family.
+        measured: dense steps at which something is measured; in the foveal family only.
+        starts: first steps of the ranges that are allocated each on its own; a range ends where the next one starts.
     """
 
     total: int
     sparse: tuple[int, ...]
     measured: tuple[int, ...]
+    starts: tuple[int, ...] = (0,)
+
+    def range_of(self, step: int) -> int:
+        """The range that a step lies in."""
+        return sum(step >= start for start in self.starts) - 1
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Share of the sparse steps that lies in each range."""
+        counts = [0] * len(self.starts)
+        for step in self.sparse:
+            counts[self.range_of(step)] += 1
+        return tuple(count / len(self.sparse) for count in counts)
 
     @property
     def dense(self) -> int:
@@ -55,19 +70,23 @@ class Schedule:
         return self.total / share / (fixed + attention * (len(self.sparse) + len(self.measured)))
 
 
-def make_schedule(family: str, total: int, dense_steps: int | float, refresh: float | int | None) -> Schedule:
+def make_schedule(
+    family: str, total: int, dense_steps: int | float, refresh: float | int | None, *, ranges: bool = False
+) -> Schedule:
     """The steps of a family's plans.
 
     Args:
-        family: ``"plain"`` or ``"foveal"``.
+        family: ``"plain"``, ``"foveal"`` or ``"pooled"``.
         total: steps of a run.
         dense_steps: a number, or a share of the run.
         refresh: when the foveal family measures again.
+        ranges: cut the run into ranges of steps: where the foveal family measures again, since choices by content
+            cannot change without that. Other families are cut at the same steps.
 
     Raises:
         ValueError: no step would be sparse, or none dense.
     """
-    residual = None if family == "plain" else ReuseResidual(refresh=refresh)
+    residual = ReuseResidual(refresh=refresh) if family == "foveal" else None
     plan = SparsePlan(name="x", patterns={"x": Dense()}, default="x", dense_steps=dense_steps, residual=residual)  # type: ignore[dict-item]
     all_dense = plan.check_run(total)
     table = plan.timetable(total)
@@ -75,7 +94,11 @@ def make_schedule(family: str, total: int, dense_steps: int | float, refresh: fl
     sparse = tuple(step for step in range(total) if not table.scheduled(step) and step not in measured)
     if all_dense is not None or not sparse:
         raise ValueError(f"dense_steps: no step of {total} would be sparse with {dense_steps}; use fewer dense steps")
-    return Schedule(total=total, sparse=sparse, measured=measured)
+    starts = (0,)
+    if ranges:
+        again = refresh_steps(parse_refresh(refresh), sparse[0] - 1, total) or ()
+        starts = (0, *(step for step in again if sparse[0] < step <= sparse[-1]))
+    return Schedule(total=total, sparse=sparse, measured=measured, starts=starts)
 
 
 def calibrate(schedule: Schedule, judge: int) -> Calibration:

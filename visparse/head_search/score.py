@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,12 @@ from visparse.compensation.call import Call
 from visparse.compensation.choice import select
 from visparse.compensation.proxy_table import ProxyTable, proxy_table
 from visparse.compensation.tiles import tile_blocks, tiles_for
-from visparse.head_search.candidates import Candidates
+from visparse.head_search.candidates import FAMILIES, Candidates
 from visparse.head_search.lab import Lab, make_lab
 from visparse.head_search.rows import Rows, kept_keys, kept_tiles, sample_rows
 from visparse.layout import Layout
-from visparse.patterns import Dense, Selector, Skip
+from visparse.patterns import Dense, Pattern, Selector, Skip
+from visparse_kernels import block_scores
 
 _NUMBERS = 1 << 26  # of one table of logits: 256 MiB; a call needs about six of these
 
@@ -67,8 +68,10 @@ class Scorer:
         self._sample = count, every, seed
         self._fixed: dict[tuple[Layout, torch.device], Fixed] = {}
         self._kept: dict[Hashable, Kept] = {}
-        self._exact = [(p, candidates.kept[p].pattern) for p in candidates.of("plain")]
-        self._tiled = [(p, candidates.kept[p].pattern) for p in candidates.of("foveal")]
+        plain, self._reused, self._pooled = (
+            [(place, candidates.kept[place].pattern) for place in candidates.of(family)] for family in FAMILIES
+        )
+        self._exact = plain
 
     def forget(self) -> None:
         """A new run begins: nothing that was measured holds any more."""
@@ -83,7 +86,7 @@ class Scorer:
             call: with one row of the batch.
             layout: of its tokens.
         """
-        if not self._tiled:
+        if not self._reused:
             return
         fixed = self._of(layout, call.q.device)
         chosen: list[list[Tensor]] = []
@@ -91,7 +94,7 @@ class Scorer:
         for heads, row in self._parts(call, fixed.rows):
             lab = make_lab(call, heads, row[1], fixed.table)
             picks = self._choose(lab)
-            delta = self._foveal(fixed, lab, picks, row[0])
+            delta = self._tiles(self._reused, fixed, lab, picks, row[0])
             if heads.start == 0:
                 chosen.append([])
                 residual.append([])
@@ -126,10 +129,11 @@ class Scorer:
         mse = torch.zeros(count, heads_all, dtype=torch.float64)
         total = 0.0
         output: list[Tensor] = []
+        pooled = self._choose_pooled(call, fixed)
         for heads, (cut, rows) in self._parts(call, fixed.rows):
-            lab = make_lab(call, heads, rows, fixed.table if self._tiled else None)
+            lab = make_lab(call, heads, rows, fixed.table if self._reused or self._pooled else None)
             gram = None if grams is None else grams[heads]
-            for place, delta in self._deltas(fixed, lab, kept, heads, cut):
+            for place, delta in self._deltas(fixed, lab, kept, pooled, heads, cut):
                 delta = delta * rows.real[..., None]
                 error[place, heads] += _norm(delta, gram).cpu()
                 mse[place, heads] += _norm(delta, None).cpu()
@@ -142,7 +146,7 @@ class Scorer:
                 output = []
         relative = (error / max(total, 1e-300)).tolist()
         numbers = int(fixed.rows.real.sum()) * size
-        missing = {place for place, _ in self._tiled} if kept is None else set()
+        missing = {place for place, _ in self._reused} if kept is None else set()
         return {
             "error": [None if place in missing else row for place, row in enumerate(relative)],
             "mse": [row if place in dict(self._exact) else None for place, row in enumerate((mse / numbers).tolist())],
@@ -156,7 +160,7 @@ class Scorer:
             for place, pattern in self._exact:
                 if not isinstance(pattern, (Dense, Skip)):
                     fixed.masks[place] = kept_keys(fixed.rows, pattern)
-            for place, pattern in self._tiled:
+            for place, pattern in (*self._reused, *self._pooled):
                 if not isinstance(pattern, (Selector, Skip)):
                     fixed.tiles[place] = kept_tiles(fixed.rows, pattern)
             self._fixed[key] = fixed
@@ -175,7 +179,7 @@ class Scorer:
                 yield slice(head, min(head + step, heads)), (cut, part)
 
     def _deltas(
-        self, fixed: Fixed, lab: Lab, kept: Kept | None, heads: slice, cut: slice
+        self, fixed: Fixed, lab: Lab, kept: Kept | None, pooled: Tensor | None, heads: slice, cut: slice
     ) -> Iterator[tuple[int, Tensor]]:
         """The error of each candidate's output: place of the candidate, [H, T, r, D]."""
         dense, per_tile = lab.dense, lab.rows.tokens.shape[1]
@@ -188,20 +192,48 @@ class Scorer:
             mask = fixed.masks[place][cut.start * per_tile : cut.stop * per_tile]
             yield place, dense - lab.exact(mask)
         if kept is not None:
-            delta = self._foveal(fixed, lab, kept.chosen[heads, cut], cut)
-            for (place, _), now, before in zip(self._tiled, delta, kept.residual[:, heads, cut], strict=True):
+            delta = self._tiles(self._reused, fixed, lab, kept.chosen[heads, cut], cut)
+            for (place, _), now, before in zip(self._reused, delta, kept.residual[:, heads, cut], strict=True):
                 yield place, now - before.float()
+        if pooled is not None:
+            delta = self._tiles(self._pooled, fixed, lab, pooled[heads, cut], cut)
+            for (place, _), now in zip(self._pooled, delta, strict=True):
+                yield place, now
 
     def _choose(self, lab: Lab) -> Tensor:
         """The tiles that each selector chooses, bool [H, T, selectors, n_k]."""
         tiles = lab.rows.tiles
         found = []
-        for _, pattern in self._tiled:
+        for _, pattern in self._reused:
             if isinstance(pattern, Selector):
                 scores = lab.scores(pattern.score)[None, ..., : tiles.visual_k]
                 found.append(self._with_extra(select(pattern, scores)[0], lab.rows))
         if not found:
             return torch.zeros(*lab.mass.shape[:2], 0, tiles.n_k, dtype=torch.bool, device=lab.mass.device)
+        return torch.stack(found, 2)
+
+    def _choose_pooled(self, call: Call, fixed: Fixed) -> Tensor | None:
+        """The tiles that selectors by pooled scores choose, bool [H, T, selectors, n_k]; None without that family."""
+        if not self._pooled:
+            return None
+        rows, tiles = fixed.rows, fixed.rows.tiles
+        scores = block_scores(
+            call.q,
+            call.k,
+            None,
+            q_order=tiles.q_order,
+            k_order=tiles.k_order,
+            block_q=tiles.block_q,
+            block_k=tiles.block_k,
+            kind="pooled",
+            key_bias=call.bias,
+            scale=call.scale,
+        )[:, :, rows.blocks, : tiles.visual_k]
+        selectors = [pattern for _, pattern in self._pooled if isinstance(pattern, Selector)]
+        found = [self._with_extra(select(pattern, scores)[0], rows) for pattern in selectors]
+        if not found:
+            shape = (scores.shape[1], len(rows.blocks), 0, tiles.n_k)
+            return torch.zeros(shape, dtype=torch.bool, device=scores.device)
         return torch.stack(found, 2)
 
     def _with_extra(self, kept: Tensor, rows: Rows) -> Tensor:
@@ -210,11 +242,13 @@ class Scorer:
         wide = torch.nn.functional.pad(kept, (0, tiles.n_k - tiles.visual_k), value=True)
         return wide | (rows.blocks >= tiles.visual_q)[:, None]
 
-    def _foveal(self, fixed: Fixed, lab: Lab, chosen: Tensor, cut: slice) -> Tensor:
-        """Dense minus sparse output of each foveal candidate, before any residual, [C, H, T, r, D]."""
+    def _tiles(
+        self, candidates: Sequence[tuple[int, Pattern]], fixed: Fixed, lab: Lab, chosen: Tensor, cut: slice
+    ) -> Tensor:
+        """Dense minus sparse output of candidates in whole tiles, before any residual, [C, H, T, r, D]."""
         shape = (*lab.mass.shape[:2], lab.rows.tiles.n_k)
         maps, skips, selector = [], [], 0
-        for index, (place, pattern) in enumerate(self._tiled):
+        for index, (place, pattern) in enumerate(candidates):
             if isinstance(pattern, Selector):
                 maps.append(chosen[:, :, selector])
                 selector += 1

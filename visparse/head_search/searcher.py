@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from visparse.adapter import find_denoisers, unwrapped
-from visparse.head_search.build import build_plan
-from visparse.head_search.candidates import Candidates, make_candidates
+from visparse.head_search.candidates import make_candidates
 from visparse.head_search.capture import (
     Calibration,
     OutOfTimeError,
@@ -22,10 +21,13 @@ from visparse.head_search.capture import (
     run_denoiser,
     run_pipeline,
 )
-from visparse.head_search.choose import Chosen, Table, predicted
+from visparse.head_search.choose import Chosen, Table
 from visparse.head_search.costs import Costs, make_costs
 from visparse.head_search.outlook import Outlook
-from visparse.head_search.refine import output_errors, variants_of
+from visparse.head_search.probe import STEPS, Line, corrected, probe
+from visparse.head_search.ready import Ready
+from visparse.head_search.record import Recorder
+from visparse.head_search.refining import refined
 from visparse.head_search.schedule import Schedule, calibrate, make_schedule
 from visparse.head_search.score import Scorer
 from visparse.head_search.settings import SearchSettings
@@ -36,19 +38,6 @@ from visparse.plan import SparsePlan
 from visparse.run import Progress
 
 _USELESS = 0.9  # relative error of attention that is no better than no attention
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ready:
-    """What is known before anything is scored."""
-
-    layout: Layout
-    share: float | None
-    step_seconds: float
-    candidates: Candidates
-    costs: Costs
-    schedules: Mapping[str, Schedule]
-    targets: Mapping[str, float | None]  # family -> attention in a sparse step, where the goal is a time
 
 
 class Searcher:
@@ -85,6 +74,7 @@ class Searcher:
                 "keyword arguments of every step; a pipeline gets prompts"
             )
         self.total = self._steps()
+        self._begun = time.perf_counter()
         self.rank, self.world = processes()
         path = settings.work
         if path is not None and self.world > 1:
@@ -102,23 +92,8 @@ class Searcher:
         Raises:
             ValueError: the goal is beyond the ceiling, or the device was not measured.
         """
+        self._look()
         facts, settings = self.work.facts, self.settings
-        if not facts:
-            watch = Watch(Calibration(total=min(2, self.total)), None, None)
-            self._run(watch, 0, steps=min(2, self.total))
-            if watch.layout is None:
-                raise ValueError("target: its denoiser was not called; nothing can be searched")
-            share = watch.attention_seconds / watch.denoiser_seconds if watch.denoiser_seconds else 0.0
-            layout = watch.layout
-            self.work.note(
-                {
-                    "layout": [list(layout.grid), layout.before, layout.after],
-                    "share": min(share, 0.9999),
-                    "step_seconds": watch.denoiser_seconds,
-                    "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-                }
-            )
-            facts = self.work.facts
         grid, before, after = facts["layout"]
         layout = Layout((grid[0], grid[1], grid[2]), before, after)
         own = self.device.type if self.device.index is None else f"{self.device.type}:{self.device.index}"
@@ -129,7 +104,7 @@ class Searcher:
                 "give its share there by share=..., or a goal such as attention=0.25"
             )
         schedules = {
-            family: make_schedule(family, self.total, settings.dense_steps, settings.refresh)
+            family: make_schedule(family, self.total, settings.dense_steps, settings.refresh, ranges=settings.ranges)
             for family in settings.families
         }
         targets = self._targets(schedules, share)
@@ -140,25 +115,27 @@ class Searcher:
             patterns=settings.patterns,
             refresh=settings.refresh,
         )
-        return Ready(
+        ready = Ready(
             layout=layout,
             share=share,
             step_seconds=facts["step_seconds"],
             candidates=candidates,
-            costs=make_costs(candidates.kept, layout, self.model.head_dim, settings.rates or own),
+            costs=make_costs(
+                candidates.kept, layout, self.model.head_dim, settings.rates or own, counted_on=self.device
+            ),
             schedules=schedules,
             targets=targets,
         )
+        measured = settings.probe and settings.rates in (None, own)
+        return replace(ready, costs=self._probed(ready)) if measured else ready
 
     def outlook(self) -> Outlook:
         """What a search would do and take: one step of scoring is tried, nothing is kept."""
         ready = self.prepare()
-        watch = Watch(
-            Calibration(total=2, measure=frozenset({0}), judge=frozenset({1})),
-            self._scorer(ready),
-            WorkFile(None, {}),
-        )
-        self._run(watch, 0, steps=min(2, self.total))
+        steps = min(2, self.total)
+        tried = Calibration(total=steps, measure=frozenset(range(steps - 1)), judge=frozenset({steps - 1}))
+        watch = Watch(tried, self._scorer(ready), WorkFile(None, {}))
+        self._run(watch, 0, steps=steps)
         calibration = self._calibration(ready)
         busy = len(calibration.judge) + len(calibration.measure)
         runs = -(-self.runs // self.world)
@@ -174,7 +151,7 @@ class Searcher:
             measure=tuple(sorted(calibration.measure)),
             total=self.total,
             runs=self.runs,
-            seconds=runs * (self.total * ready.step_seconds + busy * watch.scoring_seconds / 2),
+            seconds=runs * (self.total * ready.step_seconds + busy * watch.scoring_seconds / steps),
         )
 
     def search(self) -> SparsePlan:
@@ -189,11 +166,11 @@ class Searcher:
         if not scores:
             why = "; ".join(sorted(set(reasons.values()))) or "the time was over before one layer was scored"
             raise ValueError(f"search: nothing was scored ({why}); give it more minutes")
-        table = Table(scores, ready.candidates, ready.costs)
-        calls = {(key[0], key[1]) for key in scores}
-        if not self.settings.refine:
-            return self._plan(self.choose(table, ready), ready, reasons, calls)
-        return self._refined(table, ready, reasons, calls)
+        table = Table(scores, ready.candidates, ready.costs, ready.schedules)
+        recorder = Recorder(self, ready, reasons, {(key[0], key[1]) for key in scores})
+        if self.settings.refine:
+            return refined(self, table, ready, recorder)
+        return recorder.plan(self.choose(table, ready))
 
     def score(self, ready: Ready) -> dict[int, str]:
         """Run the calibration prompts of this process.
@@ -205,8 +182,7 @@ class Searcher:
         self.progress.expect(len(mine) * self.total)
         watch = Watch(self._calibration(ready), self._scorer(ready), self.work)
         watch.tick = self.progress.tick
-        if self.settings.minutes is not None:
-            watch.deadline = time.perf_counter() + 60 * self.settings.minutes
+        watch.deadline = self.deadline
         try:
             for run in mine:
                 self.progress.start(f"run {run + 1} of {self.runs}")
@@ -241,44 +217,71 @@ class Searcher:
             )
         return best
 
-    def _refined(
-        self, table: Table, ready: Ready, reasons: Mapping[int, str], calls: set[tuple[int, int]]
-    ) -> SparsePlan:
-        """The best of several allocations, by the model's output; what was judged before is not run again."""
-        settings, plans, refused = self.settings, {}, []
-        if self.inputs:
-            raise ValueError("refine: wanted a pipeline, whose output can be judged, got a bare denoiser; leave it out")
-        for variant in variants_of(list(ready.targets))[: settings.refine]:
-            weights = variant.weights(len(table.layers))
-            goals = {"attention": ready.targets[variant.family], "density": settings.density}
-            try:
-                chosen = table.by_budget(variant.family, self.model.layers, weights=weights, only=variant.only, **goals)
-            except ValueError as error:
-                refused.append(error)
-                continue
-            plans[variant.name] = self._plan(chosen, ready, reasons, calls)
-        if not plans:
-            raise refused[0]
-        key = f"{settings.goal}={getattr(settings, settings.goal)}, rates of {ready.costs.device}"
-        known: dict[str, float] = dict(self.work.facts.get("refined", {}).get(key, {}))
-        missing = {name: plan for name, plan in plans.items() if name not in known}
-        if missing:
-            prompts = min(2, self.runs)
-            self.progress.expect((len(missing) + 1) * prompts * self.total)
-            self.progress.start("refine")
-            known |= output_errors(self._generate, self.target, missing, prompts)
-            self.work.note({"refined": {**self.work.facts.get("refined", {}), key: known}})
-        best = min(plans, key=lambda name: known[name])
-        judged = {name: round(known[name], 6) for name in plans}
-        return replace(plans[best], measured={**plans[best].measured, "output_errors": judged, "taken": best})
+    def generate(self, run: int, steps: int | None = None) -> Any:
+        """Run the pipeline on a calibration prompt.
+
+        Args:
+            run: number of the prompt.
+            steps: denoiser steps; None: those of a run.
+        """
+        prompts = self.settings.prompts
+        arguments = {**self.settings.call, **({"prompt": prompts[run]} if prompts else {})}
+        return run_pipeline(self.target, arguments, steps or self.total, self.settings.seed + run)
+
+    @property
+    def deadline(self) -> float | None:
+        """When the search should be over, on `time.perf_counter`; None: no limit."""
+        minutes = self.settings.minutes
+        return None if minutes is None else self._begun + 60 * minutes
 
     # ---- parts -------------------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        """Run one or two dense steps: the grid, attention's share, and its time."""
+        if self.work.facts:
+            return
+        steps = min(2, self.total)
+        watch = Watch(Calibration(total=steps), None, None)
+        self._run(watch, 0, steps=steps)
+        if watch.layout is None:
+            raise ValueError("target: its denoiser was not called; nothing can be searched")
+        share = watch.attention_seconds / watch.denoiser_seconds if watch.denoiser_seconds else 0.0
+        calls = max(watch.attention_calls, 1)
+        layout = watch.layout
+        self.work.note(
+            {
+                "layout": [list(layout.grid), layout.before, layout.after],
+                "share": min(share, 0.9999),
+                "step_seconds": watch.denoiser_seconds,
+                "batch": watch.batch,
+                "dense_milliseconds": 1000 * watch.attention_seconds / calls / max(watch.batch, 1) / self.model.heads,
+                "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            }
+        )
+
+    def _probed(self, ready: Ready) -> Costs:
+        """Costs as two plans of each family say that they are here."""
+        facts, costs = self.work.facts, ready.costs
+        if "probe" not in facts:
+            lines = probe(self.target, self._few_steps, ready.candidates, costs, self.model.heads, facts["batch"])
+            self.work.note({"probe": {family: [line.call, line.factor] for family, line in lines.items()}})
+        lines = {family: Line(*parts) for family, parts in self.work.facts["probe"].items()}
+        return corrected(costs, ready.candidates.kept, lines, facts["dense_milliseconds"] or None)
+
+    def _few_steps(self) -> None:
+        """Some steps of the first calibration run, as the probe wants them."""
+        with torch.no_grad():
+            if not self.inputs:
+                self.generate(0, STEPS)
+            else:
+                again = (self.inputs[0] * STEPS)[:STEPS] if self.total == 1 else self.inputs[0][:STEPS]
+                run_denoiser(self.target, again, Watch(Calibration(total=STEPS), None, None))
 
     def _steps(self) -> int:
         if self.inputs:
             lengths = {len(run) for run in self.inputs}
-            if len(lengths) > 1 or min(lengths) < 2:
-                raise ValueError(f"inputs: wanted runs of equally many steps, at least 2, got {sorted(lengths)}")
+            if len(lengths) > 1 or min(lengths) < 1:
+                raise ValueError(f"inputs: wanted runs of equally many steps, at least 1, got {sorted(lengths)}")
             return lengths.pop()
         from visparse.measure.generate import default_arguments
 
@@ -287,7 +290,7 @@ class Searcher:
     def _identity(self, module: nn.Module) -> dict[str, Any]:
         """What two parts of one search must agree in; the goal is not among it."""
         settings = self.settings
-        names = ("family", "dense_steps", "refresh", "judge", "rows", "every", "seed", "rule", "candidates")
+        names = ("family", "dense_steps", "refresh", "judge", "rows", "every", "seed", "rule", "candidates", "probe")
         weights = next(p for p in unwrapped(module).parameters() if p.ndim > 1 and p.is_floating_point())
         return {
             "model": vars(self.model).copy(),
@@ -341,60 +344,4 @@ class Searcher:
             if self.inputs:
                 run_denoiser(self.target, self.inputs[run][:steps], watch)
                 return
-            self._generate(run, steps)
-
-    def _generate(self, run: int, steps: int | None = None) -> Any:
-        """Run the pipeline on a calibration prompt."""
-        prompts = self.settings.prompts
-        arguments = {**self.settings.call, **({"prompt": prompts[run]} if prompts else {})}
-        return run_pipeline(self.target, arguments, steps or self.total, self.settings.seed + run)
-
-    def _plan(self, found: Chosen, ready: Ready, reasons: Mapping[int, str], calls: set[tuple[int, int]]) -> SparsePlan:
-        from visparse.measure.environment import describe_device, find_versions
-
-        settings, schedule = self.settings, ready.schedules[found.family]
-        expected = self.runs * len(self._calibration(ready).judge)
-        notes = [f"found by visparse search: {found.family} family, {settings.goal}"]
-        missing = self.model.layers - len(found.layers)
-        if missing:
-            notes.append(f"partial: {missing} of {self.model.layers} layers were not scored and stay dense")
-        elif len(calls) < expected:
-            notes.append(f"partial: {len(calls)} of {expected} calibration steps were scored")
-        notes += [reason if layer < 0 else f"layer {layer}: {reason}" for layer, reason in sorted(reasons.items())]
-        if any(one is None for one in self._projections()):
-            notes.append("some layers have no plain output projection: their errors are those of the heads")
-        calibration = self._calibration(ready)
-        measured = {
-            "goal": {settings.goal: getattr(settings, settings.goal, settings.limit)},
-            "predicted": predicted(found, schedule, ready.share),
-            "attention_share": None if ready.share is None else round(ready.share, 6),
-            "steps": self.total,
-            "calibration": {
-                "runs": self.runs,
-                "judged": sorted(calibration.judge),
-                "measured": sorted(calibration.measure),
-                **{name: getattr(settings, name) for name in ("rows", "every", "seed")},
-            },
-            "layers": {str(layer): [round(error, 5), round(ms, 5)] for layer, (error, ms) in found.layers.items()},
-            "rates": ready.costs.source,
-            "device": describe_device(str(self.device)),
-            "versions": find_versions(),
-            "date": self.work.facts["date"],
-        }
-        return build_plan(
-            settings.name,
-            found.picks,
-            family=found.family,
-            model=self.model,
-            grid=ready.layout.grid,
-            dense_steps=settings.dense_steps,
-            refresh=settings.refresh,
-            notes="; ".join(notes),
-            measured=measured,
-        )
-
-    def _projections(self) -> list[Any]:
-        from visparse.head_search.capture import projection_of
-
-        module, adapter = next(iter(find_denoisers(self.target).values()))
-        return [projection_of(layer, self.model) for layer in adapter.layers(unwrapped(module)).values()]
+            self.generate(run, steps)

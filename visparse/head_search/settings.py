@@ -38,6 +38,7 @@ class SearchSettings:
     patterns: Mapping[str, Pattern] = field(default_factory=dict)
     dense_steps: int | float = 0.25
     refresh: float | int | None = 0.6
+    ranges: bool = False
     judge: int = 4
     rows: int | None = 12
     every: int = 4
@@ -46,6 +47,10 @@ class SearchSettings:
     share: float | None = None
     minutes: float | None = None
     refine: int = 0
+    weigh: int = 0
+    try_dense_steps: tuple[int | float, ...] = ()
+    try_refresh: tuple[float | int | None, ...] = ()
+    probe: bool = True
     work: Path | None = None
     name: str = "searched"
 
@@ -78,23 +83,39 @@ class SearchSettings:
             )
         if self.every not in (1, 2, 4):
             raise ValueError(f"every: wanted 1, 2 or 4 (every so many queries of a tile), got {self.every!r}")
-        for name, low in (("judge", 1), ("rows", 1), ("steps", 2)):
+        for name, low in (("judge", 1), ("rows", 1), ("steps", 1)):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < low):
                 raise ValueError(f"{name}: wanted an int of at least {low}, got {value!r}")
         if type(self.dense_steps) not in (int, float) or not (
-            self.dense_steps >= 1 if type(self.dense_steps) is int else 0 < self.dense_steps < 1
+            self.dense_steps >= 0 if type(self.dense_steps) is int else 0 < self.dense_steps < 1
         ):
             raise ValueError(
-                f"dense_steps: wanted an int of at least 1 or a share in (0, 1) of the run, got {self.dense_steps!r}; "
-                "what is reused is measured at the last dense step"
+                f"dense_steps: wanted an int of at least 0 or a share in (0, 1) of the run, got {self.dense_steps!r}; "
+                "0.25 is usual"
             )
+        if self.dense_steps == 0 and self.family == "foveal":
+            raise ValueError(
+                "dense_steps: wanted at least 1 with family='foveal', got 0: what it reuses is measured at the last "
+                "dense step; use family='pooled', which reuses nothing"
+            )
+        for name in ("ranges", "probe"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name}: wanted True or False, got {getattr(self, name)!r}")
         if self.share is not None and not 0 < self.share < 1:
             raise ValueError(f"share: wanted attention's share of a dense step in (0, 1), got {self.share}")
         if self.minutes is not None and not self.minutes > 0:
             raise ValueError(f"minutes: wanted more than 0, got {self.minutes}; 10 is usual")
-        if type(self.refine) is not int or self.refine < 0:
-            raise ValueError(f"refine: wanted an int of at least 0, got {self.refine!r}; 4 is usual")
+        for name in ("refine", "weigh"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise ValueError(f"{name}: wanted an int of at least 0, got {value!r}; 4 is usual")
+        tried = next((name for name in ("try_dense_steps", "try_refresh") if getattr(self, name)), None)
+        for name, wanted in (("weigh", self.weigh), (tried or "", tried)):
+            if wanted and not self.refine:
+                raise ValueError(f"{name}: it is judged by the model's output, which needs refine; use refine=4")
+        if tried and self.speedup is None:
+            raise ValueError(f"{tried}: schedules are compared at one speed-up of the run; give the goal as speedup")
         if self.refine and (self.max_error is not None or self.rule != "budget"):
             raise ValueError("refine: wanted a goal of time or blocks, got max_error or a published rule; leave it out")
         for prompt in self.prompts:
@@ -107,7 +128,9 @@ class SearchSettings:
         """The families to score."""
         if self.rule == "sparse-vdit":
             return ("plain",)
-        return FAMILIES if self.family == "best" else (self.family,)
+        if self.family == "best":
+            return "plain", "foveal" if self.dense_steps else "pooled"
+        return (self.family,)
 
     @property
     def goal(self) -> str:

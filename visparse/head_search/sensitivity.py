@@ -1,0 +1,114 @@
+"""Sensitivity: by how much an error in a layer's attention, in a range of steps, changes the model's output.
+
+The errors of layers are each relative to the layer's own output, and layers matter differently: most to the first ones
+and to the early steps, as a rule, but not in every model. So groups of layers are made sparse alone, one after
+another, and the error of the model's output over the error of their own outputs is the weight of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from visparse.head_search.build import build_plan
+from visparse.head_search.candidates import Candidate
+from visparse.head_search.choose import Part, Table
+from visparse.head_search.judge import OutputJudge
+from visparse.patterns import Dense, Selector
+from visparse.plan import SparsePlan
+
+
+def groups_of(layers: Sequence[int], count: int) -> list[list[int]]:
+    """Cut layers into so many groups of neighbours, as equal as can be.
+
+    Args:
+        layers: ascending.
+        count: of groups; more than there are layers: each is a group.
+    """
+    count = min(count, len(layers))
+    edges = [round(i * len(layers) / count) for i in range(count + 1)]
+    return [list(layers[a:b]) for a, b in pairwise(edges)]
+
+
+def reference_place(table: Table, family: str, attention: float) -> int:
+    """The candidate whose cost comes nearest to a share of dense attention's; a selector where there is one.
+
+    Args:
+        table: of scores.
+        family: of the candidate.
+        attention: share of dense attention's time.
+    """
+    kept, costs = table.candidates.kept, table.costs
+    usable = [place for place in table.candidates.of(family) if not isinstance(kept[place].pattern, Dense)]
+    usable = [place for place in usable if isinstance(kept[place].pattern, Selector)] or usable
+    return min(usable, key=lambda place: abs(costs.milliseconds[place] - attention * costs.dense))
+
+
+def group_plan(
+    table: Table, family: str, place: int, group: Sequence[int], number: int, base: SparsePlan
+) -> SparsePlan:
+    """A plan in which one group of layers is sparse in one range of steps, and all else is dense.
+
+    Args:
+        table: of scores.
+        family: of the plan.
+        place: of the candidate that the group has.
+        group: the layers.
+        number: of the range.
+        base: a plan of the search: model, grid, dense steps and refresh are taken from it.
+    """
+    one = table.candidates.kept[place]
+    dense = Candidate("dense", family, Dense())
+    starts = table.schedules[family].starts
+    assert base.model is not None
+    assert base.made_for is not None
+    picks = {
+        (at, layer, head): one if at == number else dense
+        for at in range(len(starts))
+        for layer in group
+        for head in range(base.model.heads)
+    }
+    return build_plan(
+        "sensitivity",
+        picks,
+        family=family,
+        model=base.model,
+        grid=base.made_for,
+        dense_steps=base.dense_steps,  # type: ignore[arg-type]
+        refresh=None if base.residual is None else base.residual.refresh,  # type: ignore[arg-type]
+        notes="",
+        measured={},
+        starts=starts,
+    )
+
+
+def find_weights(
+    table: Table, family: str, attention: float, groups: int, base: SparsePlan, judge: OutputJudge
+) -> dict[Part, float] | None:
+    """Measure the weight of every layer in every range of steps.
+
+    Args:
+        table: of scores.
+        family: of the plans.
+        attention: share of dense attention's time that the search wants; the candidate is chosen by it.
+        groups: number of groups of layers.
+        base: a plan of the search.
+        judge: of the output.
+
+    Returns:
+        (range, layer) -> weight: squared error of the output over the squared errors of the group's layers. None where
+        the time was over.
+    """
+    place = reference_place(table, family, attention)
+    weights: dict[Part, float] = {}
+    shares = table.schedules[family].weights
+    for number in range(table.ranges):
+        for group in groups_of(table.layers, groups):
+            plan = group_plan(table, family, place, group, number, base)
+            error = judge.error(plan, f"layers {group[0]} to {group[-1]}, range {number + 1}")
+            if error is None:
+                return None
+            own = shares[number] * sum(table.local_error((number, layer), place) for layer in group)
+            for layer in group:
+                weights[number, layer] = error**2 / max(own, 1e-30)
+    return weights
