@@ -102,6 +102,15 @@ def test_what_sees_no_proxy_keeps_its_bits(impl, device) -> None:
 
 
 @everywhere
+def test_no_group_at_all_leaves_every_head(impl, device) -> None:
+    case = random_case(length=20, n_proxies=7, block_q=16, head_group=[-1, -1], device=device)
+    out, lse = run(replace(case, hidden=case.hidden[:, :0]), impl)
+    assert torch.equal(out, case.out)
+    assert torch.equal(lse, case.lse)
+    assert out.data_ptr() != case.out.data_ptr()
+
+
+@everywhere
 @pytest.mark.parametrize("place", [0, 31, 32, 63, 64, 127, 129])
 def test_one_visible_proxy(impl, device, place) -> None:
     case = random_case(length=20, n_proxies=130, block_q=16, head_group=[0, 0], device=device)

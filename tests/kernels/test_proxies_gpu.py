@@ -1,5 +1,7 @@
 """The Triton kernels of proxy tokens on a CUDA device: what the interpreter and the CPU cannot do."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -40,6 +42,15 @@ def test_error_rule_for_numbers_of_proxies(dtype, n_proxies, hide) -> None:
     with poisoned_memory():
         out, lse = attend_proxies(*case.arguments(), impl="triton")
     check_proxies(out, lse, case)
+
+
+def test_no_group_at_all_leaves_every_head() -> None:
+    case = on_gpu(head_group=[-1, -1], device="cuda")
+    hidden = torch.empty(1, 0, *case.hidden.shape[2:], dtype=torch.int32, device="cuda")
+    out, lse = attend_proxies(*replace(case, hidden=hidden).arguments(), impl="triton")
+    torch.cuda.synchronize()
+    assert torch.equal(out, case.out)
+    assert torch.equal(lse, case.lse)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

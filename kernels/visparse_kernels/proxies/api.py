@@ -92,7 +92,7 @@ def attend_proxies(
         pooled_k: [B, P, H, D], keys of `pool_tokens`.
         pooled_v: [B, P, H, D], values of `pool_tokens`.
         weight: [B or 1, H or 1, P], fp32 (fp64 beside fp64), added to the logits; -inf hides a proxy.
-        hidden: int32 [B or 1, G, n_q, ceil(P / 32)]: bit p % 32 of word p // 32 is 1 where the query block does not
+        hidden: int32 [B or 1, G, n_q, ceil(P / 32)], G may be 0: bit p % 32 of word p // 32 is 1 where the query block does not
             attend to proxy p, since it sees the tile exactly. Bits behind the last proxy mean nothing.
         head_group: int32 [H], group of each head below G; -1 leaves the head as it is.
         q_order: int32 [G or 1, n_q * block_q], slot -> token, -1 padding; every token in exactly one slot.
@@ -193,6 +193,8 @@ def attend_proxies_op(
     """`attend_proxies`, as PyTorch's dispatcher and compiler see it."""
     case = (q.device, q.dtype, q.shape[-1], block_q)
     chosen = _choose(impl, {name: module.cannot_attend(*case) for name, module in _CANDIDATES.items()})
+    if hidden.shape[1] == 0:  # no group: every head is skipped, and a kernel would find no table to read
+        return out.clone(memory_format=torch.contiguous_format), lse.clone(memory_format=torch.contiguous_format)
     q, out, pooled_k, pooled_v = map(_unit_stride, (q, out, pooled_k, pooled_v))
     result: tuple[Tensor, Tensor] = chosen.attend(
         q, out, lse, pooled_k, pooled_v, weight, hidden, head_group, q_order, block_q, scale
