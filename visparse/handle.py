@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from visparse.devices import execution_device
 from visparse.layout import Layout
 from visparse.plan import SparsePlan
 from visparse.reporting import Report, make_report
@@ -59,7 +60,7 @@ class Handle:
         layout = session.router.layout if grid is None else Layout(grid=grid)
         if layout is None:
             raise ValueError(f"grid: no run yet, so wanted a grid, got None; explain({steps}, grid=(21, 45, 80))")
-        device = next(session.module.parameters()).device.type
+        device = execution_device(session.module).type
         sigmas = session.router.clock.sigmas
         if sigmas is not None and len(sigmas) != steps:
             sigmas = None

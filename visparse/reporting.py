@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from visparse.devices import execution_device
 from visparse.layout import Layout
 from visparse.plan import SparsePlan
 
@@ -196,7 +197,7 @@ def _at_last_stage(session: Session) -> tuple[Router, int, torch.device]:
     """The router, the plan's last stage, and the denoiser's device."""
     router = session.router
     stage = router.plan.last_stage(router.clock.total or 1, router.clock.sigmas)
-    return router, stage, next(session.module.parameters()).device
+    return router, stage, execution_device(session.module)
 
 
 def _preview(session: Session, layout: Layout) -> list[BlockLists | None]:
@@ -281,7 +282,7 @@ def _impl(
         return None, {}
     # before any call: the attention's own weights, since other parts of a denoiser may be kept in float32
     weights, model = next(session.sites[0][1].layer.parameters()), session.router.model
-    device, dtype = inputs or (weights.device, weights.dtype)
+    device, dtype = inputs or (execution_device(session.module), weights.dtype)
     q = torch.empty(1, 1, model.heads, model.head_dim, device=device, dtype=dtype)
     return choose(q, sparse, session.router.settings.impl), {name: why for name, _, why in explain(q, sparse)}
 

@@ -35,8 +35,9 @@ PLAN = SparsePlan(
 def session(monkeypatch):
     monkeypatch.delenv("VISPARSE_IMPL", raising=False)
     settings = Settings(block_q=32, block_k=32, order=(2, 4, 4))
+    router = Router(PLAN, MODEL, settings, Clock(PLAN.stage))
     return SimpleNamespace(
-        router=Router(PLAN, MODEL, settings, Clock(PLAN.stage)), layers=[(nn.Linear(2, 2),)], module=nn.Linear(2, 2)
+        router=router, sites=[(router.routes[0], SimpleNamespace(layer=nn.Linear(2, 2)))], module=nn.Linear(2, 2)
     )
 
 
