@@ -93,7 +93,11 @@ class Costs:
         if measured or table.scheduled(step):
             time = self._measuring(step, measured, table) if measured else None
             return replace(self.dense_step(step, measured, time), perhaps=perhaps)
-        density, milliseconds, names = self._sparse(self.plan.stage(step, table.total, table.sigmas))
+        stage = self.plan.stage(step, table.total, table.sigmas)
+        density, milliseconds, names = self._sparse(stage)
+        if milliseconds is not None:
+            looks = self._looks(stage)
+            milliseconds = milliseconds[0] + looks, milliseconds[1] + looks
         return Stretch(
             first=step,
             last=step,
@@ -124,6 +128,14 @@ class Costs:
         fixed -= self.dense * self._layers(stage)[None] / self.model.layers  # dense layers need no sparse pass
         return fixed + milliseconds[0], fixed + milliseconds[1]
 
+    def _looks(self, stage: int) -> float:
+        """Time that looking at the overlap takes, spread over all sparse steps."""
+        rule = self.plan.overlap
+        if rule is None or self.dense is None:
+            return 0.0
+        followed = [name for name, one in self.plan.selectors.items() if one.refresh == rule]
+        return LOOK_SHARE * self.dense / rule.every * sum(self._share_of(name, stage) for name in followed)
+
     def _sparse(self, stage: int) -> tuple[Range, Range | None, tuple[str, ...]]:
         """Block density, time and names of a step of sparse attention, over all layers."""
         density, time, used = [0.0, 0.0], [0.0, 0.0], dict[str, None]()
@@ -135,11 +147,6 @@ class Costs:
                 density[end] += blocks[end] * layers / self.model.layers
                 time[end] += (milliseconds[end] + extra) * layers
             used |= dict.fromkeys(names or ())
-        rule = self.plan.overlap
-        if rule is not None and self.dense is not None:
-            followed = (name for name, one in self.plan.selectors.items() if one.refresh == rule)
-            looks = sum(self._share_of(name, stage) for name in followed) * LOOK_SHARE * self.dense / rule.every
-            time = [time[0] + looks, time[1] + looks]
         return (
             (density[0], density[1]),
             None if self.dense is None else (time[0], time[1]),

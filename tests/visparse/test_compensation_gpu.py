@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from visparse.compensation.call import Call
+from visparse.compensation.overlap import overlaps
+from visparse.compensation.refresh import Overlap
+from visparse.compensation.tiles import tile_blocks, tiles_for
 from visparse.layout import Layout
 from visparse.patterns import Neighborhood, TopK, TopP
 from visparse.plan import SparsePlan
@@ -35,6 +39,12 @@ PLANS: dict[str, dict[str, Any]] = {
         "default": "p",
         "proxies": {},
         "residual": {"storage": "full", "refresh": (3,)},
+    },
+    "foveal by overlap": {
+        "patterns": {"p": TopK(share=0.25, score="mass_variance", sample=1, refresh=Overlap(below=0.9))},
+        "default": "p",
+        "proxies": {},
+        "residual": {"storage": "full", "refresh": Overlap(below=0.9)},
     },
     "spread": {"patterns": {"p": TopK(share=0.25, sample=1, spread=True)}, "default": "p", "proxies": {"per_tile": 4}},
 }
@@ -111,9 +121,46 @@ def test_sparse_steps_do_not_wait_for_the_gpu(name: str) -> None:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_compiled_code_serves_all_kinds_of_steps_with_one_graph() -> None:
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: "x".join(map(str, layout.grid)))
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_the_overlap_is_that_of_the_cpu(head_dim: int, layout: Layout) -> None:
+    selectors = [TopK(share=0.25, refresh=Overlap(), sample=4), TopP(mass=0.5, most=0.5, refresh=Overlap(), sample=1)]
+    patterns, found = (selectors[0], selectors[1], selectors[0]), []
+    q, k, v = inputs(layout, head_dim, 0, 2)
+    for device, dtype in (("cpu", torch.float32), ("cuda", torch.float16)):
+        tiles = tiles_for(layout, *tile_blocks(head_dim), torch.device(device))
+        old = torch.rand(2, 3, tiles.visual_q, tiles.visual_k, generator=torch.Generator().manual_seed(0)) < 0.5
+        call = Call(q.to(device, dtype), k.to(device, dtype), v.to(device, dtype), None, None)
+        found.append(overlaps(call, tiles, 1, "aba", patterns, old.to(device), "auto").cpu())
+    assert 0.1 < float(found[0].mean()) < 0.9
+    assert float((found[0] - found[1]).abs().mean()) < 0.02  # but for ties
+
+
+def test_looking_does_not_wait_for_the_gpu() -> None:
     layout, head_dim = LAYOUTS[0], 128
-    eager, compiled = router_of(PLANS["foveal"], head_dim), router_of(PLANS["foveal"], head_dim)
+    router = router_of(PLANS["foveal by overlap"] | {"residual": {}}, head_dim)
+    states = tuple(x.cuda() for x in inputs(layout, head_dim, 0, 1))
+    for step in range(3):
+        call(router, step, layout, states)
+    router.clock.enter(Context(3))
+    router.begin(layout, None, states[0].device)
+    named = dict(zip(("query", "key", "value"), states, strict=True))
+    watch = router.compensation.watch
+    assert watch.looking
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        router.routes[0].attention(named, lambda: dense(states), False)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(watch._sums) == 1
+    assert (watch.refreshed, watch.overlaps) == ([], {2: pytest.approx(1.0, abs=0.02)})
+
+
+@pytest.mark.parametrize("plan", ["foveal", "foveal by overlap"])
+def test_compiled_code_serves_all_kinds_of_steps_with_one_graph(plan: str) -> None:
+    layout, head_dim = LAYOUTS[0], 128
+    eager, compiled = router_of(PLANS[plan], head_dim), router_of(PLANS[plan], head_dim)
 
     def block(*states: Tensor) -> Tensor:
         named = dict(zip(("query", "key", "value"), states, strict=True))

@@ -1,12 +1,13 @@
 """Explain: what happens at each step, and the times that follow from measured rates."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from visparse.estimates import estimate
 from visparse.explain import explain
-from visparse.explain_costs import PROXIES_SHARE, SCORES_SHARE
+from visparse.explain_costs import LOOK_SHARE, PROXIES_SHARE, SCORES_SHARE
 from visparse.layout import Layout
 from visparse.patterns import Dense, Neighborhood, TopK, TopP
 from visparse.plan import SparsePlan
@@ -60,6 +61,39 @@ def test_measurements_and_what_they_add():
     again = explain(make(default="top", dense_steps=2), MODEL, LAYOUT, 9).stretches
     assert str(again[1]) == "dense, measured (top)"
     assert again[1].milliseconds == pytest.approx((DENSE * (1 + SCORES_SHARE),) * 2)
+
+
+def test_steps_that_may_be_measured_again():
+    rule = {"overlap_below": 0.6, "every": 2}
+    top = TopK(refresh=rule)
+    plan = make(patterns={"top": top}, default="top", dense_steps={"first": 2, "last": 2}, residual={"refresh": rule})
+    found = explain(plan, MODEL, LAYOUT, 9)
+    assert spans(found) == [
+        (0, 0, "dense"),
+        (1, 1, "dense, measured (top, residual)"),
+        (2, 3, "sparse: top"),
+        (4, 4, "sparse: top; may be measured (top, residual)"),
+        (5, 6, "sparse: top"),
+        (7, 8, "dense"),
+    ]
+    usual = explain(replace(plan, patterns={"top": TopK()}, residual={}), MODEL, LAYOUT, 9)
+    sparse, measured = usual.stretches[2].milliseconds[0], usual.stretches[1].milliseconds[0]
+    look = DENSE * LOOK_SHARE / 2
+    assert found.stretches[3].milliseconds == pytest.approx((sparse + look,) * 2)
+    assert found.refresh_milliseconds == pytest.approx((measured - sparse - look,) * 2)
+    assert found.milliseconds[0] == pytest.approx(usual.milliseconds[0] + 4 * look + measured - sparse)
+    assert found.notes == (
+        "where the overlap falls below 0.6, the next step is measured again; the time of the run counts one such step",
+    )
+    assert found.notes[0] in str(found)
+    data = found.to_dict()
+    assert data["refresh_milliseconds"] == list(found.refresh_milliseconds)
+    assert data["stretches"][3]["perhaps"] == ["top", "residual"]
+    assert (usual.refresh_milliseconds, usual.notes) == (None, ())
+    unknown = explain(plan, MODEL, LAYOUT, 9, device="abacus")
+    assert (unknown.refresh_milliseconds, unknown.milliseconds) == (None, None)
+    short = explain(plan, MODEL, LAYOUT, 6)  # no sparse step would come after a refresh
+    assert (short.refresh_milliseconds, short.notes) == (None, ())
 
 
 def test_bounds_of_a_share_of_the_mass():

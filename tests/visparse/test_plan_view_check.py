@@ -65,6 +65,10 @@ def test_a_pattern_that_does_not_fit_is_named():
 def test_schedules():
     plan = replace(PLAN, patterns={**PLAN.patterns, "near": TopK()}, dense_steps={"first": 1, "last": 1})
     assert check_plan(plan, [], [], 9)[0].text == "7 sparse steps, the first is 1"
+    followed = replace(plan, patterns={"top": TopK(refresh={"overlap_below": 0.6})}, default="top", assignment=())
+    assert check_plan(followed, [], [], 9)[0].text.endswith(
+        "; 5 of them, from 2 on, are measured again where the overlap falls below 0.6"
+    )
     noise = replace(PLAN, dense_steps={"sigma_above": 0.5})
     run, grid = check_plan(noise, [], [GRID], 9)
     assert (run.ok, run.text) == (

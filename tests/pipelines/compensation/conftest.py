@@ -15,6 +15,7 @@ SIZE = {"height": 128, "num_inference_steps": 6}  # a grid of 4 x 8 x 6: 3 tiles
 NEAR = {"window": (2, 3, 3), "stride": 1, "dense_steps": 2, "statistics": {"refresh": 4}, "residual": {"refresh": 3}}
 PLANS: dict[str, tuple[str, dict[str, Any]]] = {
     "foveal": ("foveal", {}),
+    "foveal by overlap": ("foveal", {"refresh": visparse.Overlap(below=1.0)}),
     "re-ttention": ("re-ttention", {}),
     "neighborhood": ("neighborhood", NEAR),
 }
@@ -109,7 +110,8 @@ def fresh(
 def reuses(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Checks each use of what was measured: (step of the measurement, step of the use) of each.
 
-    It must be of the same run, of the step that the plan wants or a later one, and not of a step before a refresh.
+    It must be of the same run, of the step that the plan wants or a later one, and not of a step before a refresh; the
+    overlap refreshes at the step after the one where it has fallen.
     """
     measured: dict[tuple[int, str], tuple[int, int]] = {}
     used: list[tuple[int, int]] = []
@@ -127,7 +129,9 @@ def reuses(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         plan, clock = self.router.plan, self.router.clock
         assert set(state.measured) == set(plan.refreshes)
         for what, wanted in state.measured.items():
-            assert wanted == plan.measured_at(what, step, clock.total, clock.sigmas)
+            scheduled = plan.measured_at(what, step, clock.total, clock.sigmas)
+            watch = self.watch if isinstance(plan.refreshes[what], visparse.Overlap) else None
+            assert wanted == max([scheduled, *(watch.refreshed if watch is not None else [])])
             run, when = measured[id(state), what]
             assert run == clock.runs
             assert wanted <= when < step or (wanted <= when and clock.scheduler.timesteps().steps.count(step) > 1)
