@@ -44,15 +44,13 @@ def make_timm(
     import timm
 
     name = model.removeprefix(PREFIX)
-    more: dict[str, Any] = {} if size is None else {"img_size": size}
     folder = Path(name).expanduser()
     if folder.is_dir():
         if checkpoint is not None:
             raise ValueError(f"checkpoint: wanted none beside the folder {name}, which has weights; leave it out")
         if not (folder / "config.json").is_file():
             raise ValueError(f"model: {name} has no config.json; give a folder that timm.models.save_for_hf wrote")
-        made = timm.create_model(f"local-dir:{folder}", pretrained=weights, **more)
-        return made.eval().requires_grad_(False)
+        return _ready(timm.create_model(f"local-dir:{folder}", pretrained=weights), size)
     if name.partition(".")[0] not in (known := timm.list_models()):
         raise ValueError(
             f"model: {name!r} is neither a folder nor a model of timm{nearest(name, known)}; timm.list_models() has all"
@@ -60,5 +58,15 @@ def make_timm(
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise FileNotFoundError(f"checkpoint: no file {os.fspath(checkpoint)}")
     path = "" if checkpoint is None or not weights else os.fspath(checkpoint)
-    made = timm.create_model(name, pretrained=weights and not path, checkpoint_path=path, **more)
-    return made.eval().requires_grad_(False)
+    return _ready(timm.create_model(name, pretrained=weights and not path, checkpoint_path=path), size)
+
+
+def _ready(model: Any, size: tuple[int, int] | None) -> nn.Module:
+    """The model for inference, with its table of positions resampled for another size of pictures."""
+    if size is not None:
+        if not hasattr(model, "set_input_size"):
+            raise ValueError(
+                f"size: wanted none, since {type(model).__name__} of timm cannot change its own; leave it out"
+            )
+        model.set_input_size(img_size=size)
+    return model.eval().requires_grad_(False)
