@@ -158,7 +158,7 @@ def _run(plan: SparsePlan, steps: int) -> tuple[str, dict[str, Range]]:
     text = f"{len(sparse)} sparse steps, the first is {table.first_sparse}"
     again = [step for step in sparse if table.perhaps(step)]
     if again and plan.overlap is not None:
-        text += f"; {len(again)} of them, from {again[0]} on, are measured again where the overlap falls"
+        text += f"; {len(again)} of them, from {again[0]} on, may be measured again, where the overlap has fallen"
         text += f" below {plan.overlap.below:g}"
     return text, {}
 

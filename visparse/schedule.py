@@ -126,6 +126,7 @@ class Timetable:
             ValueError: the schedule needs the number of steps, and it is not known.
         """
         self.dense, self.refreshes, self.total, self.sigmas = dense, dict(refreshes), total, sigmas
+        self._answers: dict[Overlap, frozenset[int]] = {}
         if dense.sigma_above is not None and not sigmas:
             raise MissingSigmasError(
                 f"dense_steps: sigma_above={dense.sigma_above:g} needs the noise level of each step, and it is not "
@@ -179,25 +180,26 @@ class Timetable:
 
     def perhaps(self, step: int) -> tuple[str, ...]:
         """What may be measured again at a step, where the overlap falls; needs the number of steps."""
-        return tuple(
-            what for what, rule in self.refreshes.items() if isinstance(rule, Overlap) and step in self._may(rule)
-        )
+        rules = {what: rule for what, rule in self.refreshes.items() if isinstance(rule, Overlap)}
+        for rule in set(rules.values()) - set(self._answers):
+            self._answers[rule] = self._may(rule)
+        return tuple(what for what, rule in rules.items() if step in self._answers[rule])
 
     def is_used(self, mark: int) -> bool:
         """Whether a sparse step comes after a measurement."""
         return mark >= 0 and (self._last_sparse is None or mark < self._last_sparse)
 
-    def _may(self, rule: Overlap) -> dict[int, int]:
-        """Steps at which a fall of the overlap may be answered -> how many times, at least, it has fallen by then."""
+    def _may(self, rule: Overlap) -> frozenset[int]:
+        """Steps at which a fall of the overlap may be answered."""
         first = self.first_sparse - 1
-        fallen = {first: 0}
+        fallen = {first: 0}  # measurements -> how many times, at least, it has fallen by then
         for step in range(first + 2, self.total or 0):
             looked = step - 1
             before = [n for base, n in fallen.items() if base < looked and (looked - base) % rule.every == 0]
             allowed = before and (rule.most is None or min(before) < rule.most)
             if allowed and not self.is_dense(looked) and self.is_used(step):
                 fallen[step] = min(before) + 1
-        return {step: times for step, times in fallen.items() if times}
+        return frozenset(fallen) - {first}
 
     def _fixed(self, step: int) -> bool:
         """Whether `first`, `last` or `sigma_above` wants a step dense."""

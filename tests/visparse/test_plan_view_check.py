@@ -67,7 +67,7 @@ def test_schedules():
     assert check_plan(plan, [], [], 9)[0].text == "7 sparse steps, the first is 1"
     followed = replace(plan, patterns={"top": TopK(refresh={"overlap_below": 0.6})}, default="top", assignment=())
     assert check_plan(followed, [], [], 9)[0].text.endswith(
-        "; 5 of them, from 2 on, are measured again where the overlap falls below 0.6"
+        "; 5 of them, from 2 on, may be measured again, where the overlap has fallen below 0.6"
     )
     noise = replace(PLAN, dense_steps={"sigma_above": 0.5})
     run, grid = check_plan(noise, [], [GRID], 9)

@@ -29,14 +29,14 @@ class Overlap:
         ValueError: a value that is not allowed.
     """
 
-    below: float = 0.6
+    below: float = 0.8
     every: int = 1
     most: int | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
         if not isinstance(self.below, (int, float)) or isinstance(self.below, bool) or not 0 < self.below <= 1:
-            raise ValueError(f"below: wanted a share in (0, 1], got {self.below!r}; 0.6 is usual")
+            raise ValueError(f"below: wanted a share in (0, 1], got {self.below!r}; 0.8 is usual")
         if type(self.every) is not int or self.every < 1:
             raise ValueError(f"every: wanted an int >= 1, in steps, got {self.every!r}; 1 looks at every sparse step")
         if self.most is not None and (type(self.most) is not int or self.most < 1):
@@ -44,7 +44,7 @@ class Overlap:
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> Overlap:
-        """Read the JSON form, such as ``{"overlap_below": 0.6, "every": 1}``.
+        """Read the JSON form, such as ``{"overlap_below": 0.8, "every": 1}``.
 
         Raises:
             ValueError: an unknown key (names the nearest), no `overlap_below`, or a value that does not fit.
@@ -52,7 +52,7 @@ class Overlap:
         check_keys(entry, _KEYS, "refresh")
         if "overlap_below" not in entry:
             raise ValueError(
-                f"refresh: lacks the key 'overlap_below', got {dict(entry)!r}; give it a share such as 0.6"
+                f"refresh: lacks the key 'overlap_below', got {dict(entry)!r}; give it a share such as 0.8"
             )
         try:
             return cls(**{_KEYS[key]: value for key, value in entry.items()})
@@ -92,7 +92,7 @@ def parse_refresh(refresh: object) -> Refresh:
         return refresh
     raise ValueError(
         f"refresh: wanted None (never), an int > 0 (every so many steps), a share in (0, 1) of the run, a tuple of "
-        f"steps or shares, or Overlap(below=0.6), got {refresh!r}; leave it out to measure once"
+        f"steps or shares, or Overlap(below=0.8), got {refresh!r}; leave it out to measure once"
     )
 
 
