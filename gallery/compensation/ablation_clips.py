@@ -86,13 +86,14 @@ class Clips:
     Args:
         frames: uint8 `[clips, frames, 3, height, width]`, on the device.
         latents: fp32 `[clips, ...]`, what the decoder was given.
-        seconds: of each batch, end to end. seconds_denoise: of its denoiser steps.
+        seconds: of each batch, end to end. seconds_denoise: of its denoiser steps, and seconds_of_steps: of each.
     """
 
     frames: Tensor
     latents: Tensor
     seconds: tuple[float, ...]
     seconds_denoise: tuple[float, ...]
+    seconds_of_steps: tuple[tuple[float, ...], ...] = ()
 
 
 class Studio:
@@ -130,6 +131,7 @@ class Studio:
             torch.cat([made.latents for made in batches]),
             tuple(made.seconds[0] for made in batches),
             tuple(made.seconds_denoise[0] for made in batches),
+            tuple(made.seconds_of_steps[0] for made in batches),
         )
 
     @torch.no_grad()
@@ -155,7 +157,7 @@ class Studio:
                 output_type="latent",
             ).frames.float()
             frames = torch.cat([self._decode(part) for part in latents.split(4 if self.device.type == "cuda" else 1)])
-        return Clips(frames, latents, (clock.seconds,), (clock.seconds_denoise,))
+        return Clips(frames, latents, (clock.seconds,), (clock.seconds_denoise,), (tuple(clock.seconds_of_steps),))
 
     def _decode(self, latents: Tensor) -> Tensor:
         config = self.pipe.vae.config

@@ -59,12 +59,12 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--minutes", type=float, help="of the search's scoring")
     add("--ranges", action="store_true", help="allocate each range of steps between measurements on its own")
     add("--weigh", type=int, default=8, help="groups of layers whose weight in the output is measured; 0: none")
+    add("--refine", type=int, default=3, help="ways to weigh errors that are tried for each searched plan")
+    add("--no-probe", action="store_true", help="costs by rates alone")
     add("--only", default="", help="only rows (but the dense one) whose name this regular expression finds")
     add("--kinds", type=int, default=8, help="single patterns tried at all targets but the first: the best ones there")
     add("--only-kinds", help="of the single patterns, such as tube,disc; default: all")
     add("--tries", type=int, default=2, help="trials of each plan, to bring its measured time near the target")
-    add("--batch", type=int, help="clips at a time; default 16 on a GPU, but 1 at --grid long and on a CPU")
-    add("--repeats", type=int, help="timed runs a row; default 0 (the judged clips are timed) where the batch is 1")
     add("--transfer", action="store_true", help="also use the searched plans at another resolution and frame count")
     add("--workers", type=int, help="processes that look up the single patterns' costs")
     add("--seconds", type=float, default=1e9, help="begin no row after so many seconds")
@@ -95,20 +95,17 @@ class Command:
         if args.only_kinds:
             ladders = [one for one in ladders if one.kind in args.only_kinds.split(",")]
         costs = fill(ladders, args.targets, workers)  # goes on while the pipeline is loaded and searched
-        batch = args.batch or (16 if gpu and args.grid != "long" else 1)
-        repeats = args.repeats if args.repeats is not None else (0 if batch == 1 else 2)
         search: dict[str, Any] = {"rows": args.rows, "judge": args.judge, "minutes": args.minutes}
-        search |= {"ranges": args.ranges, "weigh": args.weigh, "refine": 1}
+        search |= {"ranges": args.ranges, "weigh": args.weigh, "refine": args.refine, "probe": not args.no_probe}
         if args.candidates:
             search["candidates"] = tuple(args.candidates.split(","))
         self.wanted = wishes(args.prompts, args.seeds)
         self.arena = Arena(
-            Stopwatch(size, args.device, batch),
+            Stopwatch(size, args.device, 1),
             size,
             self.wanted,
             steps=args.steps,
             dense_steps=args.dense_steps,
-            repeats=repeats,
             search=search,
         )
         self.comparison = Comparison(
@@ -116,15 +113,15 @@ class Command:
         )
         self.settings: dict[str, Any] = {
             **{key: value for key, value in vars(args).items() if key not in ("out", "table", "png", "plans")},
-            "batch": batch,
-            "repeats": repeats,
             "pixels": list(size[:3]),
             "wishes": [list(wish) for wish in self.wanted],
             "notes": [
                 "psnr, ssim: decoded frames in 8 bits against the dense run, mean over frames, then over clips",
-                "measured_share: time of self-attention of all layers in a sparse step over that of a dense step, one "
-                "clip; on a GPU the device is waited for at each call",
-                "seconds_denoise, with repeats 0: mean over the judged clips, timing counted",
+                "measured_share: a sparse step (median; nothing waits within it) without what a dense step takes "
+                "besides self-attention, over self-attention of a dense step, where each call of a layer is timed",
+                "step_prediction_off: predicted minus measured time of a whole sparse step over the measured one; "
+                "prediction_off: the same of attention alone",
+                "seconds_denoise: median over the judged clips",
                 "plans are tuned on the first calibration clip until that share is near the target",
             ],
             "not_run": [],

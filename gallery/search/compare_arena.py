@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from statistics import median
 from typing import Any
 
 from ablation_cases import Case
@@ -11,6 +12,7 @@ from ablation_rows import Row, Runner
 from compare_searched import Offer, Searched
 
 import visparse
+from visparse import SparsePlan
 from visparse.adapter import find_denoisers
 from visparse.head_search.settings import SearchSettings
 from visparse.presets import dense as dense_plan
@@ -20,24 +22,31 @@ NEAR = 0.03  # of the time that is wanted
 
 
 class Stopwatch(Studio):
-    """A studio that notes the time of self-attention in a sparse step of the last run.
+    """A studio that keeps the times of the steps of the last clips.
 
     Attributes:
-        step_seconds: of all layers, each at its mean over sparse calls, or over dense ones where it has none.
-            None where nothing was sparsified, or times were not taken.
+        steps: seconds of each step, of each clip (or batch of them).
     """
 
-    step_seconds: float | None = None
+    steps: tuple[tuple[float, ...], ...] = ()
 
     def make(self, wanted: Sequence[Wish], steps: int, *, before_last: Callable[[], None] | None = None) -> Clips:
         """Make clips; see `Studio.make`."""
         made = super().make(wanted, steps, before_last=before_last)
+        self.steps = made.seconds_of_steps
+        return made
+
+    def seconds_at(self, places: Sequence[int]) -> float:
+        """Median over the last clips of some of their steps."""
+        return median(clip[place] for clip in self.steps for place in places)
+
+    def attention_seconds(self) -> float:
+        """Self-attention of all layers in a dense step of the last run, which was sparsified with `timing`."""
         module, _ = next(iter(find_denoisers(self.pipe).values()))
         session = session_of(module)
-        stats = [] if session is None else [route.stats for route in session.router.routes]
-        times = [s.sparse_seconds / s.sparse if s.sparse else s.dense_seconds / max(s.dense, 1) for s in stats]
-        self.step_seconds = sum(times) or None
-        return made
+        if session is None:
+            raise RuntimeError("studio: wanted the time of self-attention, and none was taken")
+        return sum(route.stats.dense_seconds / max(route.stats.dense, 1) for route in session.router.routes)
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,6 @@ class Arena:
         size: of the clips.
         wanted: the clips that are judged.
         steps, dense_steps: of a run, and at its start.
-        repeats: see `Runner`.
         search: further settings of the search.
     """
 
@@ -79,21 +87,25 @@ class Arena:
         *,
         steps: int,
         dense_steps: int,
-        repeats: int,
         search: dict[str, Any],
     ) -> None:
         self.studio, self.size, self.wanted = studio, size, list(wanted)
-        self.steps, self.dense_steps, self.repeats, self.options = steps, dense_steps, repeats, search
-        self.runner = Runner(studio, self.wanted, steps, repeats)
+        self.steps, self.dense_steps, self.options = steps, dense_steps, search
+        self.runner = Runner(studio, self.wanted, steps, repeats=0)
 
     @cached_property
-    def calibration(self) -> tuple[Clips, float]:
-        """The calibration clip in dense attention, and seconds of self-attention in a dense step."""
+    def calibration(self) -> tuple[Clips, float, float]:
+        """The calibration clip in dense attention; seconds of self-attention in a dense step, and of all else."""
         self.enter()
-        with visparse.sparsify(self.studio.pipe, dense_plan(), timing=True):
-            self.studio.make(calibration_wishes()[:1], 2)
-            made = self.studio.make(calibration_wishes()[:1], self.steps)
-        return made, self._seconds()
+        with visparse.sparsify(self.studio.pipe, dense_plan(), timing=True) as handle:
+            self.studio.make(calibration_wishes()[:1], 3)
+            self.studio.make(calibration_wishes()[:1], 6)
+            attention = self.studio.attention_seconds()
+            handle.restore()
+        self.studio.make(calibration_wishes()[:1], 3)
+        made = self.studio.make(calibration_wishes()[:1], self.steps)
+        whole = self.studio.seconds_at(range(1, self.steps))
+        return made, attention, max(0.0, whole - attention)
 
     @cached_property
     def searched(self) -> Searched:
@@ -116,12 +128,12 @@ class Arena:
 
     def trial(self, offer: Offer) -> Trial:
         """Run a plan on the first calibration clip, after a few steps that are not timed."""
-        dense, seconds = self.calibration
+        dense, seconds, _ = self.calibration
         self.enter()
-        with visparse.sparsify(self.studio.pipe, offer.plan, timing=True):
+        with visparse.sparsify(self.studio.pipe, offer.plan):
             self.studio.make(calibration_wishes()[:1], self.dense_steps + 2)
             made = self.studio.make(calibration_wishes()[:1], self.steps)
-        return Trial(offer, self._seconds() / seconds, float(quality(made, dense)["psnr"]))
+        return Trial(offer, self._seconds(offer.plan) / seconds, float(quality(made, dense)["psnr"]))
 
     def tuned(self, offers: Callable[[float], Offer], share: float, tries: int) -> list[Trial]:
         """Trials of plans whose measured time comes near a share of dense attention's, the best one first.
@@ -163,16 +175,20 @@ class Arena:
             more: columns to add.
         """
         self.enter()
-        settings = {} if self.repeats else {"timing": True}
-        row = self.runner.case(Case(name=label, target=target, plan=trial.offer.plan, settings=settings))
-        dense = self.calibration[1]
-        predicted, measured = trial.offer.milliseconds, 1000 * self._seconds()
+        plan = trial.offer.plan
+        row = self.runner.case(Case(name=label, target=target, plan=plan))
+        _, dense, besides = self.calibration
+        predicted, seconds = trial.offer.milliseconds, self._seconds(plan)
+        whole = sum(self.studio.seconds_at([step]) - besides for step in range(self.steps))
         return row | {
             "predicted_share": trial.offer.share,
-            "measured_share": measured / (1000 * dense),
+            "measured_share": seconds / dense,
             "predicted_step_milliseconds": predicted,
-            "measured_step_milliseconds": measured,
-            "prediction_off": None if predicted is None else predicted / measured - 1,
+            "measured_step_milliseconds": 1000 * seconds,
+            "step_milliseconds": 1000 * (seconds + besides),
+            "attention_seconds": whole,
+            "prediction_off": None if predicted is None else predicted / (1000 * seconds) - 1,
+            "step_prediction_off": None if predicted is None else (predicted / 1000 - seconds) / (seconds + besides),
             "predicted_error": trial.offer.error,
             "calibration": trial.to_dict(),
             "size": {key: value for key, value in self.size._asdict().items() if key != "blocks"},
@@ -181,11 +197,13 @@ class Arena:
 
     def dense(self) -> Row:
         """The reference of the clips that are judged, with the time of attention."""
+        _, attention, besides = self.calibration
         self.enter()
         return self.runner.dense() | {
-            "measured_step_milliseconds": 1000 * self.calibration[1],
+            "measured_step_milliseconds": 1000 * attention,
+            "step_milliseconds": 1000 * (attention + besides),
             "measured_share": 1.0,
-            "attention_seconds": self.calibration[1] * self.steps,
+            "attention_seconds": attention * self.steps,
         }
 
     def enter(self) -> None:
@@ -208,10 +226,11 @@ class Arena:
             else [[layer, number, round(weight, 4)] for (number, layer), weight in sorted(one.weights.items())],
         }
 
-    def _seconds(self) -> float:
-        if self.studio.step_seconds is None:
-            raise RuntimeError("studio: wanted the time of self-attention, and none was taken")
-        return self.studio.step_seconds
+    def _seconds(self, plan: SparsePlan) -> float:
+        """Seconds of attention in a sparse step of the last clips: the step without what a dense one takes besides."""
+        table = plan.timetable(self.steps)
+        sparse = [step for step in range(self.steps) if not table.is_dense(step)]
+        return max(1e-9, self.studio.seconds_at(sparse) - self.calibration[2])
 
 
 def rank(trial: Trial, share: float) -> tuple[bool, float]:

@@ -244,7 +244,6 @@ class Comparison:
             arena.wanted[:1],
             steps=arena.steps,
             dense_steps=arena.dense_steps,
-            repeats=arena.repeats,
             search=arena.options,
         )
 

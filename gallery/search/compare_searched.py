@@ -85,7 +85,7 @@ class Searched:
     def variants(self, family: str) -> list[Variant]:
         """The ways to allocate that a search tries, of one family."""
         found = [one for one in variants_of(list(self.ready.schedules), self.weights) if one.family == family]
-        return [one for one in found if one.only is None]
+        return [one for one in found if one.only is None][: self.settings.refine]
 
     def by_budget(self, family: str, share: float, variant: Variant | None = None) -> Offer:
         """The search's own plan.

@@ -9,8 +9,8 @@ _HEAD = (
 )
 _LEGEND = """\
 step: measured time of attention in a sparse step over that of a dense one; pred.: what the costs say; off: predicted
-over measured milliseconds. run: attention of the whole run, dense run = 1. rival: PSNR of dense with fewer steps in
-equal time."""
+minus measured time of a sparse step, over the measured one. run: attention of the whole run, dense run = 1. rival: PSNR
+of dense with fewer steps in equal time."""
 
 
 def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

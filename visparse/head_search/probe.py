@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 from typing import Any
+
+import torch
 
 from visparse.adapter import find_denoisers
 from visparse.head_search.candidates import Candidate, Candidates, compensations
 from visparse.head_search.costs import Costs
+from visparse.measure.timing import CallClock
 from visparse.patterns import Dense, Pattern, Selector, Skip
 from visparse.plan import SparsePlan
 from visparse.route import LayerRoute, LayerStats
@@ -32,23 +36,55 @@ class Line:
     factor: float
 
 
-def probe(
-    target: Any, run: Callable[[], Any], candidates: Candidates, costs: Costs, heads: int, batch: int
-) -> dict[str, Line]:
-    """Measure two plans of each family.
+@dataclass(frozen=True)
+class Bench:
+    """What the probe runs.
 
-    Args:
+    Attributes:
         target: a diffusers pipeline or a denoiser, dense.
         run: makes `STEPS` steps.
+        layers, heads, batch: of a call of the denoiser.
+        dense: seconds of dense attention of all layers in a call.
+    """
+
+    target: Any
+    run: Callable[[], Any]
+    layers: int
+    heads: int
+    batch: int
+    dense: float
+
+    def besides(self, device: torch.device) -> float:
+        """Seconds of a dense call besides attention."""
+        return max(0.0, self.seconds_of_calls(device) - self.dense)
+
+    def seconds_of_calls(self, device: torch.device) -> float:
+        """Median of the calls after the first step of a run, the first run left out."""
+        self.run()
+        with CallClock([module for module, _ in find_denoisers(self.target).values()], device) as clock:
+            self.run()
+        return median(clock.seconds[len(clock.seconds) // STEPS :])
+
+
+def probe(bench: Bench, candidates: Candidates, costs: Costs, device: torch.device) -> dict[str, Line]:
+    """Measure two plans of each family.
+
+    On a CPU the calls of attention are timed. An accelerator works while the host goes on, so there whole calls of the
+    denoiser are timed, and what a dense one takes besides attention is taken off.
+
+    Args:
+        bench: what is run.
         candidates: what heads may do.
         costs: by rates alone.
-        heads: of a layer.
-        batch: sequences of a call.
+        device: of the model.
 
     Returns:
         family -> line; families without two candidates of different cost are left out.
     """
+    import visparse
+
     found = {}
+    besides = 0.0 if device.type == "cpu" else bench.besides(device)
     for family in dict.fromkeys(one.family for one in candidates.kept):
         places = _places(candidates, costs, family)
         if len(places) < 2:
@@ -56,27 +92,26 @@ def probe(
         points = []
         for place in places:
             one = candidates.kept[place]
-            points.append((heads * costs.milliseconds[place], sparse_milliseconds(target, run, one) / batch))
+            if device.type == "cpu":
+                spent = _timed_layers(bench, one)
+            else:
+                with visparse.sparsify(bench.target, uniform_plan(one)):
+                    spent = 1000 * (bench.seconds_of_calls(device) - besides) / bench.layers
+            points.append((bench.heads * costs.milliseconds[place], max(spent, 0.0) / bench.batch))
         found[family] = line_through(*points)
     return found
 
 
-def sparse_milliseconds(target: Any, run: Callable[[], Any], candidate: Candidate) -> float:
-    """Mean milliseconds of a sparse call of a layer where all heads have one candidate.
-
-    Args:
-        target: a diffusers pipeline or a denoiser, dense.
-        run: makes a few steps, sparse ones among them; called twice, the second time counts.
-        candidate: of the heads.
-    """
+def _timed_layers(bench: Bench, candidate: Candidate) -> float:
+    """Mean milliseconds of a sparse call of a layer where all heads have one candidate, in a second run."""
     import visparse
 
-    with visparse.sparsify(target, uniform_plan(candidate), timing=True):
-        run()
-        routes = _routes(target)
+    with visparse.sparsify(bench.target, uniform_plan(candidate), timing=True):
+        bench.run()
+        routes = _routes(bench.target)
         for route in routes:
             route.stats = LayerStats()
-        run()
+        bench.run()
         seconds, calls = (sum(getattr(route.stats, name) for route in routes) for name in ("sparse_seconds", "sparse"))
     if not calls:
         raise RuntimeError(f"probe: no call was served sparsely under {candidate.name!r}, so nothing was measured")

@@ -24,7 +24,7 @@ from visparse.head_search.capture import (
 from visparse.head_search.choose import Chosen, Table
 from visparse.head_search.costs import Costs, make_costs
 from visparse.head_search.outlook import Outlook
-from visparse.head_search.probe import STEPS, Line, corrected, probe
+from visparse.head_search.probe import STEPS, Bench, Line, corrected, probe
 from visparse.head_search.ready import Ready
 from visparse.head_search.record import Recorder
 from visparse.head_search.refining import refined
@@ -263,7 +263,10 @@ class Searcher:
         """Costs as two plans of each family say that they are here."""
         facts, costs = self.work.facts, ready.costs
         if "probe" not in facts:
-            lines = probe(self.target, self._few_steps, ready.candidates, costs, self.model.heads, facts["batch"])
+            model, batch = self.model, facts["batch"]
+            dense = facts["dense_milliseconds"] * model.heads * model.layers * batch / 1000
+            bench = Bench(self.target, self._few_steps, model.layers, model.heads, batch, dense)
+            lines = probe(bench, ready.candidates, costs, self.device)
             self.work.note({"probe": {family: [line.call, line.factor] for family, line in lines.items()}})
         lines = {family: Line(*parts) for family, parts in self.work.facts["probe"].items()}
         return corrected(costs, ready.candidates.kept, lines, facts["dense_milliseconds"] or None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from itertools import pairwise
 from types import TracebackType
 from typing import Any
 
@@ -63,6 +64,11 @@ class StepClock:
         return max(len(self._marks) - 1, 0)
 
     @property
+    def seconds_of_steps(self) -> list[float]:
+        """Each denoiser step, scheduler included; the first one begins with the first call of a denoiser."""
+        return [end - begin for begin, end in pairwise(self._marks)]
+
+    @property
     def seconds(self) -> float:
         """End to end: text, steps, decoding."""
         return self._end - self._begin
@@ -94,4 +100,49 @@ class StepClock:
     def _now(self) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+class CallClock:
+    """Times every call of some modules; on an accelerator it waits before and after each call, never inside.
+
+    Attributes:
+        seconds: of each call, in their order.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], device: torch.device) -> None:
+        """Watch nothing yet.
+
+        Args:
+            modules: to be timed.
+            device: where they run.
+        """
+        self._modules, self._device = tuple(modules), device
+        self._hooks: list[Any] = []
+        self._begun = 0.0
+        self.seconds: list[float] = []
+
+    def __enter__(self) -> CallClock:
+        """Watch the modules."""
+        for module in self._modules:
+            self._hooks.append(module.register_forward_pre_hook(self._before))
+            self._hooks.append(module.register_forward_hook(self._after))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove the hooks."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def _before(self, module: nn.Module, inputs: object) -> None:
+        self._begun = self._now()
+
+    def _after(self, module: nn.Module, inputs: object, output: object) -> None:
+        self.seconds.append(self._now() - self._begun)
+
+    def _now(self) -> float:
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
         return time.perf_counter()

@@ -14,6 +14,7 @@ from torch import Tensor
 from visparse_kernels.bits import pack_bits
 from visparse_kernels.boxes import Box
 from visparse_kernels.lists import BlockLists
+from visparse_kernels.same import Same
 
 _T = TypeVar("_T")
 
@@ -66,20 +67,6 @@ class Tables:
     k_runs: bool
 
 
-class _Same:
-    """A tensor as a key: equal to others over the same memory. It keeps that alive, so that none can take its place."""
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
-        self._key = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self._key == other._key
-
-    def __hash__(self) -> int:
-        return hash(self._key)
-
-
 def tables_of(lists: BlockLists) -> Tables:
     """Return what the order tables and boxes of some lists come to; the last 16 results are kept, with their tables.
 
@@ -89,12 +76,12 @@ def tables_of(lists: BlockLists) -> Tables:
     boxes = lists.boxes
     if boxes is None or len(lists.k_order) > 1:
         raise ValueError("lists: wanted boxes, and one row in k_order; build other lists' programs with build_program")
-    order = _Same(lists.q_order), _Same(lists.k_order)
-    return _tables(*order, _Same(boxes.q_starts), _Same(boxes.k_starts), lists.block_q, lists.block_k)
+    order = Same(lists.q_order), Same(lists.k_order)
+    return _tables(*order, Same(boxes.q_starts), Same(boxes.k_starts), lists.block_q, lists.block_k)
 
 
 @lru_cache(maxsize=16)
-def _tables(q_order: _Same, k_order: _Same, q_starts: _Same, k_starts: _Same, block_q: int, block_k: int) -> Tables:
+def _tables(q_order: Same, k_order: Same, q_starts: Same, k_starts: Same, block_q: int, block_k: int) -> Tables:
     q_real = (q_order.tensor >= 0).view(len(q_order.tensor), -1, block_q)
     k_real = (k_order.tensor >= 0).view(-1, block_k)
     ragged = ~k_real.all(-1)
@@ -121,12 +108,12 @@ def parts_of(lists: BlockLists, tables: Tables) -> tuple[tuple[Part, ...], bool]
         tables: what `tables_of` returns for them.
     """
     assert lists.boxes is not None  # `tables_of` has seen to it
-    return _parts(_Same(lists.head_group), tables, lists.boxes.q_box, lists.boxes.k_box)
+    return _parts(Same(lists.head_group), tables, lists.boxes.q_box, lists.boxes.k_box)
 
 
 @lru_cache(maxsize=256)
 def _parts(
-    head_group: _Same, tables: Tables, q_box: tuple[Box | None, ...], k_box: tuple[Box | None, ...]
+    head_group: Same, tables: Tables, q_box: tuple[Box | None, ...], k_box: tuple[Box | None, ...]
 ) -> tuple[tuple[Part, ...], bool]:
     return sort_heads(head_group.tensor, q_box, k_box, tables.q_runs, (tables.k_runs,), (tables.ragged,))
 

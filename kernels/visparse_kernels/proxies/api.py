@@ -9,7 +9,7 @@ from torch import Tensor
 from visparse_kernels import env
 from visparse_kernels.proxies import cpu_impl, reference, triton_impl
 from visparse_kernels.proxies.checks import check_attend, check_pool
-from visparse_kernels.proxies.means import agent_logits, bias_of, shares_of, weights_of
+from visparse_kernels.proxies.means import agent_logits, bias_of, plain_weights, shares_of, weights_of
 
 # in the order in which "auto" tries them
 _CANDIDATES: dict[str, ModuleType] = {"triton": triton_impl, "cpu": cpu_impl, "reference": reference}
@@ -92,8 +92,8 @@ def attend_proxies(
         pooled_k: [B, P, H, D], keys of `pool_tokens`.
         pooled_v: [B, P, H, D], values of `pool_tokens`.
         weight: [B or 1, H or 1, P], fp32 (fp64 beside fp64), added to the logits; -inf hides a proxy.
-        hidden: int32 [B or 1, G, n_q, ceil(P / 32)], G may be 0: bit p % 32 of word p // 32 is 1 where the query block does not
-            attend to proxy p, since it sees the tile exactly. Bits behind the last proxy mean nothing.
+        hidden: int32 [B or 1, G, n_q, ceil(P / 32)], G may be 0: bit p % 32 of word p // 32 is 1 where the query block
+            does not attend to proxy p, since it sees the tile exactly. Bits behind the last proxy mean nothing.
         head_group: int32 [H], group of each head below G; -1 leaves the head as it is.
         q_order: int32 [G or 1, n_q * block_q], slot -> token, -1 padding; every token in exactly one slot.
         block_q: query slots per block; ``triton`` needs a multiple of 16.
@@ -148,9 +148,12 @@ def pool_tokens_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`pool_tokens`, as PyTorch's dispatcher and compiler see it."""
     chosen = _choose(impl, {name: module.cannot_pool(k.device, k.dtype) for name, module in _CANDIDATES.items()})
-    bias = bias_of(members, key_bias, torch.promote_types(k.dtype, torch.float32))
-    weight = weights_of(members, bias, counts)
-    shares = None if key_bias is None and query is None else shares_of(bias)
+    dtype = torch.promote_types(k.dtype, torch.float32)
+    if key_bias is None and query is None:
+        shares, weight = None, plain_weights(members, counts, dtype)
+    else:
+        bias = bias_of(members, key_bias, dtype)
+        shares, weight = shares_of(bias), weights_of(members, bias, counts)
     if query is not None and shares is not None:
         shares = shares_of(bias + agent_logits(k, query, members, shares, scale))
     pooled_k, pooled_v = chosen.pool(_unit_stride(k), _unit_stride(v), members, shares)

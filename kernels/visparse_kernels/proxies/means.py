@@ -1,7 +1,11 @@
 """What a proxy is made of: the share of each token in its proxy, the weight of the proxy, and weighted means."""
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
+
+from visparse_kernels.same import Same
 
 _SCRATCH = 1 << 25  # gathered elements held at once
 
@@ -34,6 +38,23 @@ def weights_of(members: Tensor, bias: Tensor, counts: Tensor | None) -> Tensor:
     if counts is None:
         return weight
     return weight + (counts.to(weight.dtype).log() - (members >= 0).sum(1).to(weight.dtype).log())
+
+
+def plain_weights(members: Tensor, counts: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return `weights_of` without a bias, [1, 1, P]; found once for each table of members, so do not change one.
+
+    Args:
+        members: int32 [P, m], -1 padding.
+        counts: as in `weights_of`.
+        dtype: of the result.
+    """
+    return _plain_weights(Same(members), None if counts is None else Same(counts), dtype).clone()
+
+
+@lru_cache(maxsize=16)
+def _plain_weights(members: Same, counts: Same | None, dtype: torch.dtype) -> Tensor:
+    bias = bias_of(members.tensor, None, dtype)
+    return weights_of(members.tensor, bias, None if counts is None else counts.tensor)
 
 
 def shares_of(logits: Tensor) -> Tensor:
