@@ -1,4 +1,4 @@
-"""The saliency ViT (S/14, 12 layers of 6 heads of 64), run block by block, with any attention in place of its own."""
+"""The saliency ViT (S/14, 12 layers of 6 heads of 64): timm's own model, or block by block with any attention in it."""
 
 from __future__ import annotations
 
@@ -67,6 +67,20 @@ class SaliencyViT(nn.Module):
             x = x + block.ls1(block.attn.proj(out.flatten(2)))
             x = x + block.ls2(block.mlp(block.norm2(x)))
         return self._decode(net.norm(x)[:, 1:])
+
+    @torch.no_grad()
+    def features(self, pictures: Tensor) -> Tensor:
+        """Return what the backbone gives by timm's own forward, which `visparse.sparsify` serves, [B, 1 + N, 384].
+
+        Args:
+            pictures: [B, 3, side, side], normalised.
+        """
+        return self.backbone.forward_features(pictures)  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def saliency(self, features: Tensor) -> Tensor:
+        """Return saliency maps in 0..1 of features, [B, 1, side, side]."""
+        return self._decode(features[:, 1:])
 
     def _decode(self, tokens: Tensor) -> Tensor:
         x = tokens.transpose(1, 2).unflatten(2, (self.side // PATCH, -1))

