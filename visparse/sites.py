@@ -84,7 +84,9 @@ class ModuleSite(Site):
         """Prepare, and change nothing yet; arguments as for `ProcessorSite`."""
         self.layer, self._route = layer, route
         self.original = type(layer) if before is None else before.original
-        self.obstacle = self._obstacle()
+        while _ROUTE in vars(self.original):  # ours, and its forward was replaced or switched off since
+            self.original = self.original.__base__
+        self.obstacle = self._obstacle() or can_route(self.original, "forward")
 
     def install(self) -> None:
         """Make the module one of our subclass."""
@@ -113,4 +115,4 @@ class ModuleSite(Site):
                 "its fused_attn is off, so it does not call F.scaled_dot_product_attention; set layer.fused_attn = "
                 "True, or make the model after timm.layers.set_fused_attn(True)"
             )
-        return can_route(self.original, "forward")
+        return None

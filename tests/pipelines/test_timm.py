@@ -220,6 +220,16 @@ def test_layers_that_do_not_call_fused_attention(vit):
         assert "set layer.fused_attn = True" in first.why
     with pytest.raises(ValueError, match=r"strict: blocks.0.attn cannot be served: its fused_attn is off"):
         visparse.sparsify(vit, "neighborhood", strict=True, **WINDOW)
+    own = type(vit.blocks[1].attn)
+    with visparse.sparsify(vit, "neighborhood", **WINDOW):
+        vit.blocks[1].attn.fused_attn = False
+        with pytest.warns(RuntimeWarning, match="its class or its forward was changed after sparsify"):
+            vit(picture(vit))
+        vit.blocks[0].attn.fused_attn = True
+        with visparse.sparsify(vit, "neighborhood", **WINDOW):
+            assert type(vit.blocks[1].attn) is own
+    assert {type(block.attn) for block in vit.blocks} == {own}
+    vit.blocks[0].attn.fused_attn = False
     vit.blocks[1].attn.forward = vit.blocks[1].attn.forward  # as accelerate puts its own one there
     with pytest.raises(ValueError, match=r"no attention layer .*fused_attn is off.*the forward of this Attention was"):
         visparse.sparsify(vit, "neighborhood", **WINDOW)

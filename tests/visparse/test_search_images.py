@@ -83,8 +83,9 @@ def test_pictures_that_are_none(vit, photos, tmp_path):
         runs_of(vit, [torch.zeros(3, SIDE, SIDE), torch.zeros(3, 96, 96)])
     with pytest.raises(ValueError, match="wanted a vision transformer of timm, got Linear; a pipeline gets prompts"):
         visparse.search(nn.Linear(2, 2), images=[torch.zeros(3, 8, 8)], attention=0.5)
-    with pytest.raises(ValueError, match="images: wanted them in place of prompts and inputs, got both"):
-        visparse.search(vit, images=[torch.zeros(3, SIDE, SIDE)], prompts=["a cat"], attention=0.5)
+    for wrong in ({"images": [torch.zeros(3, SIDE, SIDE)], "prompts": ["a cat"]}, {"size": (SIDE, SIDE)}):
+        with pytest.raises(ValueError, match="images: wanted them in place of prompts and inputs, and size only with"):
+            visparse.search(vit, attention=0.5, **wrong)
 
 
 def test_search_finds_plans_that_run(vit, photos, tmp_path):

@@ -79,8 +79,10 @@ def search(
     from visparse.head_search.searcher import Searcher
 
     if images is not None or size is not None:
-        if inputs or prompts is not None:
-            raise ValueError("images: wanted them in place of prompts and inputs, got both; give one of them")
+        if images is None or inputs or prompts is not None:
+            raise ValueError(
+                "images: wanted them in place of prompts and inputs, and size only with them; give one of the three"
+            )
         inputs = runs_of(target, images, size)
         settings.setdefault("dense_steps", 0)
     if prompts is None:
