@@ -35,7 +35,7 @@ class Held:
         """
         self.model, self.pictures = model, list(pictures)
         self.features = [model.features(batch) for batch in self.pictures]
-        self.maps = [model.saliency(features).float().cpu() for features in self.features]
+        self.maps = [model.saliency(features).float() for features in self.features]
 
     def quality(self, plan: SparsePlan | None) -> dict[str, Any]:
         """Errors of the features and agreement of the maps; of None: the floor, dense with another order of addition.
@@ -50,7 +50,7 @@ class Held:
                 found = self.model.features(batch)
                 difference = (found.float() - dense.float()).flatten(1).norm(dim=1)
                 errors += (difference / dense.float().flatten(1).norm(dim=1)).tolist()
-                got = self.model.saliency(found).float().cpu()
+                got = self.model.saliency(found).float()
                 agreed += [compare(one, wanted) for one, wanted in zip(got, maps, strict=True)]
         return {
             "feature_error": round(statistics.mean(errors), 6),
