@@ -223,7 +223,7 @@ class Arena:
             "reasons": {str(layer): why for layer, why in one.reasons.items()},
             "weights": None
             if one.weights is None
-            else [[layer, number, round(weight, 4)] for (number, layer), weight in sorted(one.weights.items())],
+            else [[layer, number, float(f"{weight:.4g}")] for (number, layer), weight in sorted(one.weights.items())],
         }
 
     def _seconds(self, plan: SparsePlan) -> float:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from visparse import SparsePlan
@@ -56,7 +57,7 @@ class Searched:
         if settings.weigh:
             weighing = time.perf_counter()
             base = self.by_budget("foveal", 0.25).plan
-            judge = OutputJudge(pipe, searcher.generate, 1, searcher.work)
+            judge = OutputJudge(pipe, partial(searcher.generate, decode=True), searcher.runs, searcher.work)
             self.weights = find_weights(self.table, "foveal", 0.125, settings.weigh, base, judge)
             self.seconds["weigh"] = time.perf_counter() - weighing
         self.seconds["all"] = sum(self.seconds.values())

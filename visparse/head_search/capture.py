@@ -230,14 +230,16 @@ def _timm_projection(attention: Any) -> Any:
     return getattr(attention, "proj", None) if plain else None
 
 
-def run_pipeline(pipe: Any, arguments: Mapping[str, Any], steps: int, seed: int) -> Any:
-    """Run a pipeline once, without decoding where it can be left out.
+def run_pipeline(pipe: Any, arguments: Mapping[str, Any], steps: int, seed: int, *, decode: bool = False) -> Any:
+    """Run a pipeline once.
 
     Args:
         pipe: a diffusers pipeline.
         arguments: of its call, besides the steps, the generator and the kind of output.
         steps: denoiser steps.
         seed: of the CPU generator.
+        decode: whether frames or pictures are wanted, as NumPy arrays in [0, 1]; else latents where the pipeline can
+            leave decoding out.
 
     Returns:
         What the pipeline returned.
@@ -248,7 +250,7 @@ def run_pipeline(pipe: Any, arguments: Mapping[str, Any], steps: int, seed: int)
     unknown = [name for name in arguments if name not in known]
     if unknown:
         raise ValueError(f"{unknown[0]}: {type(pipe).__name__} takes no such argument; it takes {', '.join(known)}")
-    more: dict[str, Any] = {"output_type": "latent"} if "output_type" in known else {}
+    more: dict[str, Any] = {"output_type": "np" if decode else "latent"} if "output_type" in known else {}
     generator = torch.Generator("cpu").manual_seed(seed)
     return pipe(**arguments, **more, num_inference_steps=steps, generator=generator)
 

@@ -29,7 +29,7 @@ class Chosen:
         block_density: mean over all heads of all layers.
         gap: of the allocation; None for a rule without one.
         layers: layer -> (relative error, milliseconds).
-        output_error: predicted relative error of the model's output; None where no weights were measured.
+        output_error: predicted root mean square error of decoded frames; None where no weights were measured.
     """
 
     family: str

@@ -13,7 +13,7 @@ from visparse.estimate_rates import Rate, all_rates, rates_of
 from visparse.explain_costs import PROXIES_SHARE
 from visparse.head_search.candidates import Candidate
 from visparse.layout import Layout
-from visparse.patterns import Dense, Pattern, Selector, Skip, TopK
+from visparse.patterns import Dense, Pattern, Skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,14 +120,8 @@ def _listed(
 
 
 def _tiled(pattern: Pattern, tiles: Tiles, rate: Rate) -> tuple[tuple[float, float, float], float]:
-    """The same for a pattern that is widened to tiles, all of them full, or for a selector."""
-    if isinstance(pattern, TopK):
-        kept = min(tiles.visual_k, max(1, round(pattern.share * tiles.visual_k)))
-        extra = tiles.n_k - tiles.visual_k
-        blocks = tiles.visual_q * (kept + extra) + (tiles.n_q - tiles.visual_q) * tiles.n_k
-    elif isinstance(pattern, Selector):
-        raise TypeError(f"pattern: wanted TopK or a pattern by position, got {pattern!r}; its share is not known")
-    else:
-        blocks = int(tiles.with_extra(tiles.widen(pattern)).sum())
+    """The same for a pattern that is widened to tiles, all of them full, or for a selector, at most."""
+    density = tiles.block_density(pattern)[1]
     rows = tiles.block_q / rate.block_q  # a tile is several blocks of the rate, or a part of one
-    return (tiles.n_q * rows, blocks * rows * tiles.block_k / rate.block_k, 0.0), blocks / (tiles.n_q * tiles.n_k)
+    blocks = density * tiles.n_q * tiles.n_k
+    return (tiles.n_q * rows, blocks * rows * tiles.block_k / rate.block_k, 0.0), density

@@ -105,7 +105,9 @@ def with_refresh(chosen: Chosen, refresh: Any) -> Chosen:
     known: dict[Candidate, Candidate] = {}
     for one in set(chosen.picks.values()):
         pattern = one.pattern
-        known[one] = replace(one, pattern=replace(pattern, refresh=refresh)) if _reuses(pattern) else one  # type: ignore[type-var]
+        if isinstance(pattern, Selector) and pattern.reused:
+            pattern = replace(pattern, refresh=refresh)
+        known[one] = replace(one, pattern=pattern)
     return replace(chosen, picks={name: known[one] for name, one in chosen.picks.items()})
 
 
@@ -129,10 +131,6 @@ def schedules_to_try(
             if schedule not in found.values():
                 found[steps, refresh] = schedule
     return found
-
-
-def _reuses(pattern: Any) -> bool:
-    return isinstance(pattern, Selector) and pattern.reused
 
 
 def _by_content(candidate: Candidate) -> bool:

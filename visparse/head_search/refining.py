@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from visparse.head_search.choose import Chosen, Table
@@ -37,7 +38,7 @@ def refined(searcher: Searcher, table: Table, ready: Ready, recorder: Recorder) 
         raise ValueError("refine: wanted a pipeline, whose output can be judged, got a bare model; leave it out")
     judge = OutputJudge(
         searcher.target,
-        searcher.generate,
+        partial(searcher.generate, decode=True),
         min(_JUDGED, searcher.runs),
         searcher.work,
         deadline=searcher.deadline,
@@ -58,7 +59,7 @@ def refined(searcher: Searcher, table: Table, ready: Ready, recorder: Recorder) 
     }
     if weights is not None:
         entries["weights"] = [
-            [round(weights[number, layer], 4) for layer in table.layers] for number in range(table.ranges)
+            [float(f"{weights[number, layer]:.4g}") for layer in table.layers] for number in range(table.ranges)
         ]
     plan = found.plan
     if settings.try_dense_steps or settings.try_refresh:

@@ -94,7 +94,7 @@ def make_schedule(
     sparse = tuple(step for step in range(total) if not table.scheduled(step) and step not in measured)
     if all_dense is not None or not sparse:
         raise ValueError(f"dense_steps: no step of {total} would be sparse with {dense_steps}; use fewer dense steps")
-    starts = (0,)
+    starts: tuple[int, ...] = (0,)
     if ranges:
         again = refresh_steps(parse_refresh(refresh), sparse[0] - 1, total) or ()
         starts = (0, *(step for step in again if sparse[0] < step <= sparse[-1]))

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from visparse.adapter import find_denoisers, unwrapped
+from visparse.devices import execution_device
 from visparse.head_search.candidates import make_candidates
 from visparse.head_search.capture import (
     Calibration,
@@ -66,7 +67,7 @@ class Searcher:
         denoisers = find_denoisers(target)
         module, adapter = next(iter(denoisers.values()))
         self.model = adapter.fingerprint(unwrapped(module))
-        self.device = next(module.parameters()).device
+        self.device = execution_device(module)
         self.inputs = [list(run) for run in inputs]
         if isinstance(target, nn.Module) != bool(self.inputs):
             raise ValueError(
@@ -217,16 +218,17 @@ class Searcher:
             )
         return best
 
-    def generate(self, run: int, steps: int | None = None) -> Any:
+    def generate(self, run: int, steps: int | None = None, *, decode: bool = False) -> Any:
         """Run the pipeline on a calibration prompt.
 
         Args:
             run: number of the prompt.
             steps: denoiser steps; None: those of a run.
+            decode: whether frames or pictures are wanted.
         """
         prompts = self.settings.prompts
         arguments = {**self.settings.call, **({"prompt": prompts[run]} if prompts else {})}
-        return run_pipeline(self.target, arguments, steps or self.total, self.settings.seed + run)
+        return run_pipeline(self.target, arguments, steps or self.total, self.settings.seed + run, decode=decode)
 
     @property
     def deadline(self) -> float | None:
