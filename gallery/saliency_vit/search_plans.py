@@ -22,7 +22,6 @@ from visparse.head_search.sensitivity import find_weights
 from visparse.head_search.settings import SearchSettings
 
 _WEIGHED_AT = 0.5  # share of attention's time at which the weights of layers are measured
-_JUDGED = 3  # calibration batches on which the features are looked at
 
 
 class Searched:
@@ -60,7 +59,7 @@ class Searched:
             costs.dense,
             {family: Line(*parts) for family, parts in work.facts.get("probe", {}).items()},
         )
-        self.judge = OutputJudge(model.backbone, self._features, min(_JUDGED, len(self.pictures)), work)
+        self.judge = OutputJudge(model.backbone, self._features, len(self.pictures), work)
         self.weights: Weights | None = None
         if weigh:
             self.weights = self._weights(weigh)
