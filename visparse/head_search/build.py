@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from visparse.compensation import Proxies
 from visparse.head_search.candidates import Candidate, compensations
 from visparse.layout import Grid
 from visparse.patterns import Dense
@@ -31,6 +32,7 @@ def build_plan(
     notes: str,
     measured: Mapping[str, Any],
     starts: Sequence[int] = (0,),
+    proxies: Proxies | None = None,
 ) -> SparsePlan:
     """Make a plan of what each head does.
 
@@ -45,6 +47,7 @@ def build_plan(
         notes: of the plan.
         measured: of the plan.
         starts: first step of each range.
+        proxies: as in `candidates.compensations`.
     """
     by_name = {one.name: one.pattern for one in picks.values()} or {_DENSE: Dense()}
     scored = sorted({layer for _, layer, _ in picks})
@@ -63,7 +66,7 @@ def build_plan(
             for pattern, own in heads.items():
                 if pattern != default:
                     rules.setdefault((pattern, _short(own, model.heads), steps), []).append(layer)
-    proxies, residual = compensations(family, refresh) if counts else (None, None)
+    pooled, residual = compensations(family, refresh, proxies) if counts else (None, None)
     return SparsePlan(
         name=name,
         patterns={key: PatternTemplate(one.to_dict()) for key, one in sorted(by_name.items())},
@@ -74,7 +77,7 @@ def build_plan(
         ),
         dense_steps=dense_steps,
         dense_layers=dense_layers,
-        proxies=proxies,
+        proxies=pooled,
         residual=residual,
         model=model,
         made_for=grid,

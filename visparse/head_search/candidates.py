@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from visparse.compensation import Proxies, ReuseResidual
 from visparse.layout import Layout
@@ -55,10 +55,12 @@ class Candidates:
     Attributes:
         kept: those that fit; each family has `Dense` and `Skip`.
         left_out: name -> why.
+        proxies: of the families in whole tiles.
     """
 
     kept: tuple[Candidate, ...]
     left_out: Mapping[str, str]
+    proxies: Proxies = field(default_factory=Proxies)
 
     def of(self, family: str) -> list[int]:
         """Places of the candidates of a family."""
@@ -72,6 +74,7 @@ def make_candidates(
     names: Sequence[str] | None = None,
     patterns: Mapping[str, Pattern] | None = None,
     refresh: float | int | None = None,
+    per_tile: int = 1,
 ) -> Candidates:
     """The candidates that fit a grid.
 
@@ -81,6 +84,7 @@ def make_candidates(
         names: only those whose name begins with one of these; dense and skip are always there. None: all.
         patterns: more of them, by name; a name of the library is replaced.
         refresh: when choices by content are made again, see `visparse.compensation.refresh`.
+        per_tile: proxies of each tile.
 
     Returns:
         The candidates, and why others were left out.
@@ -116,19 +120,22 @@ def make_candidates(
                 kept.append(Candidate(name, family, pattern))
             else:
                 left_out[name] = reason
-    return Candidates(kept=tuple(kept), left_out=left_out)
+    return Candidates(kept=tuple(kept), left_out=left_out, proxies=Proxies(per_tile=per_tile))
 
 
-def compensations(family: str, refresh: float | int | None) -> tuple[Proxies | None, ReuseResidual | None]:
+def compensations(
+    family: str, refresh: float | int | None, proxies: Proxies | None = None
+) -> tuple[Proxies | None, ReuseResidual | None]:
     """Proxies and residual of the plans of a family.
 
     Args:
         family: one of `FAMILIES`.
         refresh: when the residual is measured again.
+        proxies: of the families in whole tiles; None: one a tile.
     """
     if family == "plain":
         return None, None
-    return Proxies(), ReuseResidual(refresh=refresh) if family == "foveal" else None
+    return proxies or Proxies(), ReuseResidual(refresh=refresh) if family == "foveal" else None
 
 
 def _library(layout: Layout) -> dict[str, Pattern]:

@@ -44,6 +44,7 @@ def make_costs(
     device: str,
     *,
     counted_on: torch.device | None = None,
+    per_tile: int = 1,
 ) -> Costs:
     """Look the candidates' costs up.
 
@@ -56,6 +57,7 @@ def make_costs(
         head_dim: size of a head.
         device: ``"cpu"``, a measured GPU such as ``"h200"``, or a device of this machine such as ``"cuda"``.
         counted_on: where blocks are counted; None: on the CPU.
+        per_tile: proxies of each tile.
 
     Raises:
         ValueError: nothing was measured on that device; the text names those that were.
@@ -77,7 +79,11 @@ def make_costs(
         density.append(visited)
     times = [
         rate.milliseconds(*count)
-        + (dense * PROXIES_SHARE if one.family != "plain" and not isinstance(one.pattern, Dense) else 0.0)
+        + (
+            dense * PROXIES_SHARE * max(1.0, per_tile / 2)
+            if one.family != "plain" and not isinstance(one.pattern, Dense)
+            else 0.0
+        )
         for one, count in zip(candidates, counts, strict=True)
     ]
     source = f"{rate.device}, {rate.impl}, {rate.dtype} ({rate.source}){doubt}"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from visparse.adapter import find_denoisers
+from visparse.compensation import Proxies
 from visparse.head_search.candidates import Candidate, Candidates, compensations
 from visparse.head_search.costs import Costs
 from visparse.measure.timing import CallClock
@@ -93,20 +94,20 @@ def probe(bench: Bench, candidates: Candidates, costs: Costs, device: torch.devi
         for place in places:
             one = candidates.kept[place]
             if device.type == "cpu":
-                spent = _timed_layers(bench, one)
+                spent = _timed_layers(bench, one, candidates.proxies)
             else:
-                with visparse.sparsify(bench.target, uniform_plan(one)):
+                with visparse.sparsify(bench.target, uniform_plan(one, candidates.proxies)):
                     spent = 1000 * (bench.seconds_of_calls(device) - besides) / bench.layers
             points.append((bench.heads * costs.milliseconds[place], max(spent, 0.0) / bench.batch))
         found[family] = line_through(*points)
     return found
 
 
-def _timed_layers(bench: Bench, candidate: Candidate) -> float:
+def _timed_layers(bench: Bench, candidate: Candidate, proxies: Proxies) -> float:
     """Mean milliseconds of a sparse call of a layer where all heads have one candidate, in a second run."""
     import visparse
 
-    with visparse.sparsify(bench.target, uniform_plan(candidate), timing=True):
+    with visparse.sparsify(bench.target, uniform_plan(candidate, proxies), timing=True):
         bench.run()
         routes = _routes(bench.target)
         for route in routes:
@@ -118,9 +119,9 @@ def _timed_layers(bench: Bench, candidate: Candidate) -> float:
     return 1000 * seconds / calls
 
 
-def uniform_plan(candidate: Candidate) -> SparsePlan:
+def uniform_plan(candidate: Candidate, proxies: Proxies) -> SparsePlan:
     """A plan in which all heads do the same."""
-    proxies, residual = compensations(candidate.family, None)
+    pooled, residual = compensations(candidate.family, None, proxies)
     pattern: Pattern = candidate.pattern
     if isinstance(pattern, Selector) and pattern.reused:
         pattern = replace(pattern, refresh=None)
@@ -129,7 +130,7 @@ def uniform_plan(candidate: Candidate) -> SparsePlan:
         patterns={"all": PatternTemplate(pattern.to_dict())},
         default="all",
         dense_steps=1 if candidate.family == "foveal" else 0,
-        proxies=proxies,
+        proxies=pooled,
         residual=residual,
     )
 

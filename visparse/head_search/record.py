@@ -68,6 +68,7 @@ class Recorder:
             notes="; ".join(self._notes(found, schedule)),
             measured={**self._measured(found, schedule), **(more or {})},
             starts=schedule.starts,
+            proxies=ready.candidates.proxies,
         )
 
     def with_entries(self, plan: SparsePlan, entries: Mapping[str, Any]) -> SparsePlan:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from visparse.compensation import Proxies
 from visparse.compensation.call import Call
 from visparse.compensation.choice import select
 from visparse.compensation.proxy_table import ProxyTable, proxy_table
@@ -156,7 +155,7 @@ class Scorer:
         key = (layout, device)
         if key not in self._fixed:
             tiles = tiles_for(layout, *tile_blocks(self.head_dim), device)
-            fixed = Fixed(rows=sample_rows(tiles, *self._sample), table=proxy_table(tiles, Proxies()))
+            fixed = Fixed(rows=sample_rows(tiles, *self._sample), table=proxy_table(tiles, self.candidates.proxies))
             for place, pattern in self._exact:
                 if not isinstance(pattern, (Dense, Skip)):
                     fixed.masks[place] = kept_keys(fixed.rows, pattern)

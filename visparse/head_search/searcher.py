@@ -115,6 +115,7 @@ class Searcher:
             names=settings.candidates,
             patterns=settings.patterns,
             refresh=settings.refresh,
+            per_tile=settings.per_tile,
         )
         ready = Ready(
             layout=layout,
@@ -122,7 +123,12 @@ class Searcher:
             step_seconds=facts["step_seconds"],
             candidates=candidates,
             costs=make_costs(
-                candidates.kept, layout, self.model.head_dim, settings.rates or own, counted_on=self.device
+                candidates.kept,
+                layout,
+                self.model.head_dim,
+                settings.rates or own,
+                counted_on=self.device,
+                per_tile=settings.per_tile,
             ),
             schedules=schedules,
             targets=targets,
@@ -295,7 +301,19 @@ class Searcher:
     def _identity(self, module: nn.Module) -> dict[str, Any]:
         """What two parts of one search must agree in; the goal is not among it."""
         settings = self.settings
-        names = ("family", "dense_steps", "refresh", "judge", "rows", "every", "seed", "rule", "candidates", "probe")
+        names = (
+            "family",
+            "dense_steps",
+            "refresh",
+            "judge",
+            "rows",
+            "every",
+            "seed",
+            "rule",
+            "candidates",
+            "probe",
+            "per_tile",
+        )
         weights = next(p for p in unwrapped(module).parameters() if p.ndim > 1 and p.is_floating_point())
         return {
             "model": vars(self.model).copy(),
@@ -326,7 +344,8 @@ class Searcher:
 
     def _calibration(self, ready: Ready) -> Calibration:
         """Both families are scored at the same steps."""
-        return calibrate(ready.schedules.get("foveal") or ready.schedules["plain"], self.settings.judge)
+        schedules = ready.schedules
+        return calibrate(schedules.get("foveal") or next(iter(schedules.values())), self.settings.judge)
 
     def _scorer(self, ready: Ready) -> Scorer:
         settings = self.settings

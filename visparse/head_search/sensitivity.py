@@ -79,6 +79,7 @@ def group_plan(
         notes="",
         measured={},
         starts=starts,
+        proxies=table.candidates.proxies,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from visparse.compensation import Proxies
 from visparse.compensation.refresh import parse_refresh
 from visparse.errors import nearest
 from visparse.head_search.candidates import FAMILIES
@@ -39,6 +40,7 @@ class SearchSettings:
     dense_steps: int | float = 0.25
     refresh: float | int | None = 0.6
     ranges: bool = False
+    per_tile: int = 1
     judge: int = 4
     rows: int | None = 12
     every: int = 4
@@ -94,6 +96,7 @@ class SearchSettings:
                 f"dense_steps: wanted an int of at least 0 or a share in (0, 1) of the run, got {self.dense_steps!r}; "
                 "0.25 is usual"
             )
+        Proxies(per_tile=self.per_tile)  # its own check
         if self.dense_steps == 0 and self.family == "foveal":
             raise ValueError(
                 "dense_steps: wanted at least 1 with family='foveal', got 0: what it reuses is measured at the last "
