@@ -141,8 +141,12 @@ class Comparison:
         return self._there_row(there, f"transferred, {family}", trial, "transferred")
 
     def at_home(self, there: Arena, family: str) -> Row:
-        """A plan that was searched at the other size, for what the transferred one takes there."""
-        share = self._moved(there, family).share
+        """A plan that was searched at the other size, for what the transferred one takes there.
+
+        Without a probe: for the same share of dense attention by rates.
+        """
+        moved = self._moved(there, family).share
+        share = moved if self.arena.options.get("probe", True) else self.targets[-1]
         trial = there.tuned(partial(there.searched.by_budget, family), share, self.tries)[0]
         return self._there_row(there, f"searched there, {family}", trial, "searched there")
 
