@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from visparse.compensation.choice import choose_tiles
+from visparse.compensation.call import Call
+from visparse.compensation.choice import choose_by_content, choose_tiles
 from visparse.compensation.tiles import kept_tiles, tiles_for
 from visparse.layout import Layout
 from visparse.patterns import Dense, Neighborhood, Skip, TopK, TopP
@@ -37,3 +38,20 @@ def test_block_density_counts_what_is_visited() -> None:
     assert tiles.block_density(nucleus) == pytest.approx(
         ((tiles.visual_q + extra) / blocks, (tiles.visual_q * most + extra) / blocks)
     )
+
+
+@pytest.mark.parametrize("scores", [("mass", "mass", "mass"), ("mass", "mass_variance", "mass")])
+def test_heads_with_several_selectors_choose_as_each_would_alone(scores) -> None:
+    layout = Layout((2, 16, 16))
+    tiles = tiles_for(layout, 64, 64, torch.device("cpu"))
+    make = torch.Generator().manual_seed(0)
+    q, k, v = (2 * torch.randn(2, layout.tokens, 4, 16, generator=make) for _ in range(3))
+    call = Call(q, k, v, None, None)
+    lse = (torch.einsum("bnhd,bmhd->bhnm", q, k) / 4).logsumexp(-1)
+    shares = (0.25, 0.5, 0.125)
+    a, b, c = (TopK(share=share, score=score) for share, score in zip(shares, scores, strict=True))
+    names, patterns = ("a", "b", "c", "a"), (a, b, c, a)
+    chosen = choose_by_content(call, tiles, names, patterns, lse, None)
+    for head, (name, pattern) in enumerate(zip(names, patterns, strict=True)):
+        alone = choose_by_content(call.heads([head]), tiles, [name], [pattern], lse[:, [head]], None)
+        assert torch.equal(chosen[:, [head]], alone)

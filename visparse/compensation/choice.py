@@ -144,28 +144,42 @@ def choose_by_content(
         bool [B, heads with a selector, visual_q, visual_k]; None where no head has one.
     """
     chosen: dict[int, Tensor] = {}
+    alike: dict[tuple[str, int], list[ByContent]] = {}  # one launch for all heads whose scores are made in one way
     for one in by_content(names, patterns):
-        selector = one.selector
-        if selector.reused and kept is not None:
+        if one.selector.reused and kept is not None:
             chosen |= {place: kept[:, place] for place in one.places}
-            continue
-        part = call.heads(one.heads)
-        scores = block_scores(
-            part.q,
-            part.k,
-            lse[:, one.heads] if lse is not None and selector.reused else None,
-            q_order=tiles.q_order,
-            k_order=tiles.k_order,
-            block_q=tiles.block_q,
-            block_k=tiles.block_k,
-            kind=selector.score,
-            sample=selector.sample if selector.reused else 1,
-            key_bias=part.bias,
-            scale=call.scale,
-        )
-        new = select(selector, scores[..., : tiles.visual_q, : tiles.visual_k])
-        chosen |= {place: new[:, index] for index, place in enumerate(one.places)}
+        else:
+            alike.setdefault((one.selector.score, one.selector.sample), []).append(one)
+    for group in alike.values():
+        heads = sorted(head for one in group for head in one.heads)
+        scores = _scores(call, tiles, group[0].selector, heads, lse)
+        for one in group:
+            rows = [heads.index(head) for head in one.heads]
+            own = scores if len(group) == 1 else torch.stack([scores[:, row] for row in rows], 1)
+            new = select(one.selector, own)
+            chosen |= {place: new[:, index] for index, place in enumerate(one.places)}
     return torch.stack([chosen[place] for place in range(len(chosen))], 1) if chosen else None
+
+
+def _scores(call: Call, tiles: Tiles, selector: Selector, heads: list[int], lse: Tensor | None) -> Tensor:
+    """Scores of the tiles of the grid for some heads, fp32 [B, n, visual_q, visual_k]."""
+    part = call.heads(heads)
+    if lse is not None and part is not call:
+        lse = torch.stack([lse[:, head] for head in heads], 1)
+    scores = block_scores(
+        part.q,
+        part.k,
+        lse if selector.reused else None,
+        q_order=tiles.q_order,
+        k_order=tiles.k_order,
+        block_q=tiles.block_q,
+        block_k=tiles.block_k,
+        kind=selector.score,
+        sample=selector.sample if selector.reused else 1,
+        key_bias=part.bias,
+        scale=call.scale,
+    )
+    return scores[..., : tiles.visual_q, : tiles.visual_k]
 
 
 def select(selector: Selector, scores: Tensor) -> Tensor:
