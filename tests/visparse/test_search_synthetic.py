@@ -1,6 +1,7 @@
 """A transformer whose heads are built for one thing each: the search finds what each is for."""
 
 import sys
+from dataclasses import replace
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -10,9 +11,14 @@ from torch import nn
 
 import visparse
 from visparse.adapter import ADAPTERS, Adapter
-from visparse.head_search.build import write_plan
+from visparse.explain import explain
+from visparse.head_search.build import build_plan, write_plan
+from visparse.head_search.candidates import Candidate
+from visparse.head_search.schedule import make_schedule
 from visparse.layout import Layout
+from visparse.patterns import Skip, TopK
 from visparse.plan import SparsePlan
+from visparse.rules import ModelFingerprint
 from visparse.session import session_of
 
 GRID, SIZE, STEPS = (4, 16, 16), 32, 4
@@ -96,14 +102,17 @@ def model(monkeypatch):
     return Synthetic().eval()
 
 
-def make_inputs(runs=1):
+def make_inputs(runs=1, length=STEPS, flat=STEPS):
+    """Inputs of runs; from step `flat` on all tokens are nearly the same."""
     generator = torch.Generator().manual_seed(1)
     width = len(ROLES[0]) * SIZE
     found = []
     for _ in range(runs):
         base = torch.randn(1, 1024, width, generator=generator)
-        steps = [base + 0.4 * torch.randn(1, 1024, width, generator=generator) for _ in range(STEPS)]
-        found.append([{"hidden_states": x, "timestep": torch.tensor(4.0 - i)} for i, x in enumerate(steps)])
+        steps = [base + 0.4 * torch.randn(1, 1024, width, generator=generator) for _ in range(length)]
+        for step in range(flat, length):
+            steps[step] = base[:, :1] + 0.1 * steps[step]
+        found.append([{"hidden_states": x, "timestep": torch.tensor(float(length - i))} for i, x in enumerate(steps)])
     return found
 
 
@@ -121,10 +130,12 @@ def test_every_head_gets_its_label(model):
     assert plan.made_for == GRID
 
 
-@pytest.mark.parametrize("family", ["plain", "foveal"])
-def test_prediction_is_what_the_plan_does(model, tmp_path, family):
-    inputs = make_inputs()
-    settings = {"judge": 1, "rows": None, "every": 1, "dense_steps": 1, "refresh": None, "family": family}
+@pytest.mark.parametrize(("family", "per_tile"), [("plain", 1), ("foveal", 1), ("pooled", 1), ("pooled", 4)])
+def test_prediction_is_what_the_plan_does(model, tmp_path, family, per_tile):
+    dense_steps = 0 if family == "pooled" else 1
+    inputs = [run[1 - dense_steps : 2] for run in make_inputs()]  # pooled: one step, and nothing measured before it
+    settings = {"judge": 1, "rows": None, "every": 1, "dense_steps": dense_steps, "refresh": None, "family": family}
+    settings["per_tile"] = per_tile
     settings["probe"] = False  # attention of 1,024 tokens takes less than a call does besides
     plan = visparse.search(model, inputs=inputs, attention=0.4, **settings)
     path = write_plan(plan, tmp_path / "plan.json")
@@ -134,12 +145,17 @@ def test_prediction_is_what_the_plan_does(model, tmp_path, family):
     first = model.blocks[0]["attn1"]
     hook = first.register_forward_hook(lambda module, args, out: seen.setdefault(len(seen), out))
     with torch.no_grad():
-        model(**inputs[0][1])
-        with visparse.sparsify(model, plan):
-            for arguments in inputs[0][:2]:
+        model(**inputs[0][-1])
+        with visparse.sparsify(model, plan, strict=True):
+            for arguments in inputs[0]:
                 model(**arguments)
     hook.remove()
-    error = float((seen[2] - seen[0]).norm() / seen[0].norm())
+    *_, last = seen.values()
+    error = float((last - seen[0]).norm() / seen[0].norm())
+    assert error > 0
+    assert (plan.proxies is None) == (family == "plain")
+    assert plan.proxies is None or plan.proxies.per_tile == per_tile
+    assert (plan.residual is None) == (family != "foveal")
     # heads are judged one by one: their errors are added up as if they were independent
     assert error == pytest.approx(plan.measured["layers"]["0"][0], rel=0.25)
 
@@ -237,3 +253,84 @@ def test_a_partial_result_keeps_other_layers_dense(model, tmp_path, monkeypatch)
     assert plan.is_dense_layer(1)
     assert not plan.is_dense_layer(0)
     assert "partial: 1 of 2 layers were not scored and stay dense" in plan.notes
+
+
+def outputs(model, plan, inputs, strict=True):
+    with torch.no_grad(), visparse.sparsify(model, plan, strict=strict) as handle:
+        found = [model(**arguments) for arguments in inputs]
+        return found, handle.report().to_dict()["models"][0]["layers"]
+
+
+def test_each_range_of_steps_is_allocated_on_its_own(model):
+    inputs = make_inputs(length=8, flat=4)
+    settings = {"attention": 0.35, "dense_steps": 1, "refresh": 4, "judge": 4, "rows": 4, "probe": False}
+    plan = visparse.search(model, inputs=inputs, family="foveal", ranges=True, **settings)
+    assert {rule.steps for rule in plan.assignment} >= {":4", "4:"}
+    assert "its ranges of steps are those of a run of 8 steps" in plan.notes
+    text = str(explain(plan, plan.model, Layout(GRID), 8))
+    assert [line.split()[0] for line in text.splitlines() if line.strip()[0].isdigit()] == ["0", "1-3", "4", "5-7"]
+    assert "measured" in next(line for line in text.splitlines() if line.split()[0] == "4")
+    found, layers = outputs(model, plan, inputs[0])
+    assert [layer["sparse_calls"] for layer in layers] == [6, 6]
+    # each range does what a plan does that has its patterns all the time: nothing of the other range is reused
+    for stage, steps in ((1, range(1, 4)), (4, range(5, 8))):
+        rules = [
+            {"pattern": name, "layers": layer, "heads": head}
+            for layer in range(2)
+            for head, name in enumerate(plan.names(layer, 5, stage) or ())
+        ]
+        assert len(rules) == 10
+        alone, _ = outputs(model, replace(plan, assignment=rules), inputs[0])
+        for step in steps:
+            torch.testing.assert_close(found[step], alone[step], rtol=1e-5, atol=1e-5)
+    same = visparse.search(model, inputs=inputs, family="foveal", **settings)
+    assert {rule.steps for rule in same.assignment} == {"all"}
+
+
+def test_ranges_start_where_the_foveal_family_measures_again():
+    for refresh, starts in ((0.5, (0, 4)), (None, (0,)), (3, (0, 4)), (0.9, (0,)), ((4, 5), (0, 4)), (1, (0,))):
+        made = [make_schedule(family, 8, 2, refresh, ranges=True) for family in ("plain", "foveal")]
+        assert [one.starts for one in made] == [starts] * 2, refresh
+        assert all(weight > 0 for one in made for weight in one.weights)
+    assert make_schedule("pooled", 8, 0, 0.5, ranges=True).starts == (0, 4)
+    assert make_schedule("plain", 8, 0, 0.5).starts == (0,)
+
+
+def test_a_layer_whose_heads_are_all_skipped_runs_beside_others(model):
+    names = {"skip": Skip(), "top4": TopK(share=0.25, score="mass_variance")}
+    kept = {name: Candidate(name, "foveal", pattern) for name, pattern in names.items()}
+    picks = {(0, layer, head): kept["skip" if layer == 0 else "top4"] for layer in range(2) for head in range(5)}
+    fingerprint = ModelFingerprint(model_class="Synthetic", layers=2, heads=5, head_dim=SIZE)
+    given = {"family": "foveal", "dense_steps": 1, "refresh": None, "notes": "", "measured": {}}
+    plan = build_plan("x", picks, model=fingerprint, grid=GRID, **given)
+    seen = []
+    hook = model.blocks[0]["attn1"].register_forward_hook(lambda module, args, out: seen.append(out))
+    first, later = make_inputs()[0][:2]
+    found, layers = outputs(model, plan, [first, {**first, "timestep": later["timestep"]}])
+    hook.remove()
+    assert [layer["sparse_calls"] for layer in layers] == [1, 1]
+    # skipped heads give their residual, which is all of the dense output
+    torch.testing.assert_close(seen[1], seen[0])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_goal_that_one_family_cannot_reach_leaves_scores_for_the_next(model, tmp_path, monkeypatch):
+    settings = {"inputs": make_inputs(), "judge": 1, "rows": 1, "dense_steps": 1, "refresh": 2, "probe": False}
+    settings |= {"share": 0.9, "work": tmp_path / "work.jsonl", "candidates": ["tube", "top", "frame"]}
+    hard = visparse.search(model, speedup=2.4, **settings)  # foveal: one dense and one measured step of four
+    assert "plain family" in hard.notes
+    with monkeypatch.context() as patch:
+        patch.setattr(Synthetic, "forward", None)
+        easy = visparse.search(model, attention=0.5, **settings)
+        assert visparse.search(model, speedup=2.4, **settings).to_dict() == hard.to_dict()
+    fresh = visparse.search(model, attention=0.5, **{**settings, "work": None})
+    assert easy.assignment == fresh.assignment
+    assert "foveal family" in easy.notes
+
+
+def test_refining_a_bare_model_is_refused_at_once(model, monkeypatch):
+    monkeypatch.setattr(Synthetic, "forward", None)
+    with pytest.raises(ValueError, match="refine: wanted a pipeline, whose output can be judged, got a bare model"):
+        visparse.search(model, inputs=make_inputs(), attention=0.3, dense_steps=1, refine=2)
+    with pytest.raises(ValueError, match="grid: wanted a pipeline, got a bare Synthetic, whose inputs have their own"):
+        visparse.search(model, inputs=make_inputs(), attention=0.3, dense_steps=1, grid=GRID)

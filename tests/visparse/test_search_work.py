@@ -52,6 +52,17 @@ def test_another_search_and_damage_are_refused(tmp_path):
         WorkFile(path, SETTINGS)
 
 
+def test_a_search_that_was_refused_before_it_scored_leaves_nothing_in_the_way(tmp_path):
+    path = tmp_path / "a.jsonl"
+    WorkFile(path, SETTINGS).note({"share": 0.5})
+    again = WorkFile(path, {**SETTINGS, "seed": 1})
+    assert again.facts == {}
+    again.score(KEY, {"error": []})
+    assert WorkFile(path, {**SETTINGS, "seed": 1}).scores.keys() == {KEY}
+    with pytest.raises(ValueError, match="belongs to a search with seed=1, this one has 0"):
+        WorkFile(path, SETTINGS)
+
+
 def test_settings_are_checked():
     with pytest.raises(ValueError, match=r"goal: wanted exactly one of speedup, .*, got none"):
         SearchSettings()

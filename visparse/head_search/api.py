@@ -57,15 +57,27 @@ def search(
         candidates: beginnings of the names of candidates; None: all of `visparse.head_search.candidates`.
         patterns: more candidates, by name.
         progress: told about every step.
-        settings: `family` (``"plain"``, ``"foveal"``, ``"best"``), `rule` (``"sparse-vdit"``: as published, with
-            `limit` as its epsilon), `dense_steps`, `refresh` (when what is reused is measured again), `judge` (steps
-            that are scored), `rows` (sampled tiles of queries; None: all), `every` (every so many of their queries),
-            `seed`, `rates` (device whose rates count; None: this one), `share` (of attention in a dense step; None:
-            measured), `minutes` (what is not scored by then stays dense), `refine` (so many allocations are judged by
-            the model's output on two prompts, and the best one is taken; 0: none), `name`.
+        settings: what may be chosen: `family` (``"plain"``: exact masks; ``"foveal"``: whole tiles, proxies for the
+            others, and the residual of a dense step; ``"pooled"``: tiles by pooled scores and proxies, nothing is
+            reused, for models without steps; ``"best"``: plain, and foveal where there are dense steps, else pooled),
+            `rule` (``"sparse-vdit"``: as published, with `limit` as its epsilon), `dense_steps` (number or share),
+            `refresh` (when what is reused is measured again), `ranges` (True: the stretches of steps between two
+            measurements are allocated each on its own), `per_tile` (proxies of each tile).
+            How it is scored: `grid` ((frames, height, width) in tokens that the call should have; height, width and
+            num_frames follow from it, and another grid than this one is an error), `judge` (steps that are scored),
+            `rows` (sampled tiles of queries; None: all), `every` (every so many of their queries), `seed`.
+            What it costs: `rates` (device whose rates count; None: this one), `probe` (True: two plans of each family
+            run for a few steps, and costs are brought to what they took; not with the rates of another device),
+            `share` (of attention in a dense step; None: measured).
+            What the output says, of pipelines, on two prompts: `refine` (so many allocations are judged by decoded
+            frames, and the best one is taken; 0: none), `weigh` (so many groups of layers are made sparse alone, in
+            each range of steps; the error of the output says what each weighs; 0: all alike), `try_dense_steps` and
+            `try_refresh` (other schedules at the same `speedup`; the best one is taken).
+            Besides: `minutes` (what is not scored by then stays dense, and nothing is judged after it), `name`.
 
     Returns:
-        The plan; its `measured` holds what is predicted, its `notes` what is missing.
+        The plan; its `measured` holds what is predicted, and what was judged (`output_errors`, `weights`,
+        `schedules`); its `notes` say what is missing.
 
     Raises:
         ValueError: a setting is out of its range, the goal is beyond the ceiling or the budget too small, the work file

@@ -61,7 +61,7 @@ class Table:
             costs: of these.
             schedules: of the families; their ranges of steps start alike.
         """
-        self.candidates, self.costs, self.schedules = candidates, costs, schedules
+        self.scores, self.candidates, self.costs, self.schedules = scores, candidates, costs, schedules
         self.error = _by_range(scores, "error", len(candidates.kept), next(iter(schedules.values())))
         self.mse = _by_range(scores, "mse", len(candidates.kept), next(iter(schedules.values())))
         self.layers = sorted({layer for _, layer in self.error})

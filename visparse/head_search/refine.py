@@ -113,8 +113,8 @@ def with_refresh(chosen: Chosen, refresh: Any) -> Chosen:
 
 def schedules_to_try(
     make: Callable[[int | float, Any], Schedule], dense_steps: Sequence[int | float], refreshes: Sequence[Any]
-) -> dict[tuple[int | float, Any], Schedule]:
-    """The schedules that can be made and differ.
+) -> tuple[dict[tuple[int | float, Any], Schedule], dict[tuple[int | float, Any], str]]:
+    """The schedules that can be made and differ, and why others cannot be.
 
     Args:
         make: function (dense steps, refresh) -> schedule; ValueError where there is none.
@@ -122,15 +122,17 @@ def schedules_to_try(
         refreshes: to be tried.
     """
     found: dict[tuple[int | float, Any], Schedule] = {}
+    refused: dict[tuple[int | float, Any], str] = {}
     for steps in dense_steps:
         for refresh in refreshes:
             try:
                 schedule = make(steps, refresh)
-            except ValueError:
+            except ValueError as error:
+                refused[steps, refresh] = str(error)
                 continue
             if schedule not in found.values():
                 found[steps, refresh] = schedule
-    return found
+    return found, refused
 
 
 def _by_content(candidate: Candidate) -> bool:

@@ -31,11 +31,9 @@ def refined(searcher: Searcher, table: Table, ready: Ready, recorder: Recorder) 
         recorder: makes the plans.
 
     Raises:
-        ValueError: no plan can be had within the budget, or the model is a bare denoiser.
+        ValueError: no plan can be had within the budget.
     """
     settings = searcher.settings
-    if searcher.inputs:
-        raise ValueError("refine: wanted a pipeline, whose output can be judged, got a bare model; leave it out")
     judge = OutputJudge(
         searcher.target,
         partial(searcher.generate, decode=True),
@@ -48,7 +46,8 @@ def refined(searcher: Searcher, table: Table, ready: Ready, recorder: Recorder) 
     weights = None
     if settings.weigh:
         family = "foveal" if "foveal" in ready.targets else next(iter(ready.targets))
-        weights = find_weights(table, family, _attention(ready, family), settings.weigh, first, judge)
+        attention = ready.targets[family] or 0.25
+        weights = find_weights(table, family, attention, settings.weigh, first, settings.refresh, judge)
     made, refused = _allocations(searcher, table, ready, recorder, weights)
     if not made:
         raise refused[0]
@@ -109,11 +108,14 @@ def _schedules(
     settings, share, family = searcher.settings, ready.share or 0.5, variant.family
     dense = dict.fromkeys([settings.dense_steps, *settings.try_dense_steps])
     again = dict.fromkeys([settings.refresh, *settings.try_refresh] if family == "foveal" else [settings.refresh])
-    tried = schedules_to_try(
+    tried, refused = schedules_to_try(
         lambda steps, refresh: make_schedule(family, searcher.total, steps, refresh), list(dense), list(again)
     )
     plans: dict[tuple[Any, Any], tuple[Chosen, SparsePlan]] = {}
-    rows: dict[tuple[Any, Any], dict[str, Any]] = {}
+    rows: dict[tuple[Any, Any], dict[str, Any]] = {
+        (steps, refresh): {"dense_steps": steps, "refresh": refresh, "why_not": why}
+        for (steps, refresh), why in refused.items()
+    }
     for (steps, refresh), schedule in tried.items():
         row: dict[str, Any] = {"dense_steps": steps, "refresh": refresh}
         rows[steps, refresh] = row
@@ -122,7 +124,7 @@ def _schedules(
         if attention <= 0:
             row["why_not"] = "beyond the ceiling"
             continue
-        own = Table(searcher.work.scores, table.candidates, table.costs, {family: schedule})
+        own = Table(table.scores, table.candidates, table.costs, {family: schedule})
         parts = sorted(own.error)
         known = variant.weights(sorted(table.error))
         weights = None if known is None else {part: _mean(known, part[1]) for part in parts}
@@ -146,13 +148,10 @@ def _schedules(
         rows[key]["output_error"] = None if name not in found.errors else round(found.errors[name], 6)
     present = judge.error(plan, "taken")
     best = min(found.errors.values(), default=float("inf"))
-    return (found.plan if present is None or best < present else plan), list(rows.values())
+    better = present is not None and best < present
+    return (found.plan if better else plan), list(rows.values())
 
 
 def _mean(weights: Mapping[tuple[int, int], float], layer: int) -> float:
     own = [weight for (_, at), weight in weights.items() if at == layer]
     return sum(own) / len(own)
-
-
-def _attention(ready: Ready, family: str) -> float:
-    return ready.targets[family] or 0.25

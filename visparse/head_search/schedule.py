@@ -96,9 +96,25 @@ def make_schedule(
         raise ValueError(f"dense_steps: no step of {total} would be sparse with {dense_steps}; use fewer dense steps")
     starts: tuple[int, ...] = (0,)
     if ranges:
-        again = refresh_steps(parse_refresh(refresh), sparse[0] - 1, total) or ()
-        starts = (0, *(step for step in again if sparse[0] < step <= sparse[-1]))
+        starts = _starts(total, dense_steps, refresh, sparse)
     return Schedule(total=total, sparse=sparse, measured=measured, starts=starts)
+
+
+def _starts(
+    total: int, dense_steps: int | float, refresh: float | int | None, sparse: tuple[int, ...]
+) -> tuple[int, ...]:
+    """First steps of the ranges, the same for all families; each has a sparse step in each of them."""
+    again = refresh_steps(parse_refresh(refresh), sparse[0] - 1, total) or ()
+    if sparse[0]:
+        measured = make_schedule("foveal", total, dense_steps, refresh)
+        again, sparse = measured.measured, measured.sparse
+    starts = [0]
+    for start in again:
+        if not any(starts[-1] <= step < start for step in sparse):
+            continue
+        if any(step >= start for step in sparse):
+            starts.append(start)
+    return tuple(starts)
 
 
 def calibrate(schedule: Schedule, judge: int) -> Calibration:

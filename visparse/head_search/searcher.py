@@ -25,6 +25,7 @@ from visparse.head_search.capture import (
 from visparse.head_search.choose import Chosen, Table
 from visparse.head_search.costs import Costs, make_costs
 from visparse.head_search.outlook import Outlook
+from visparse.head_search.pixels import call_for, check_grid
 from visparse.head_search.probe import STEPS, Bench, Line, corrected, probe
 from visparse.head_search.ready import Ready
 from visparse.head_search.record import Recorder
@@ -61,8 +62,11 @@ class Searcher:
             progress: told about every step.
 
         Raises:
-            ValueError: inputs and target do not go together, or the work file is of another search.
+            ValueError: inputs and target do not go together, refine without a pipeline, or the work file is of another
+                search.
         """
+        if settings.grid is not None:
+            settings = replace(settings, call=call_for(target, settings.grid, settings.call))
         self.target, self.settings, self.progress = target, settings, progress or Progress()
         denoisers = find_denoisers(target)
         module, adapter = next(iter(denoisers.values()))
@@ -74,6 +78,8 @@ class Searcher:
                 "inputs: wanted them for a bare denoiser, and only for one: a list of runs, each a list with the "
                 "keyword arguments of every step; a pipeline gets prompts"
             )
+        if settings.refine and self.inputs:
+            raise ValueError("refine: wanted a pipeline, whose output can be judged, got a bare model; leave it out")
         self.total = self._steps()
         self._begun = time.perf_counter()
         self.rank, self.world = processes()
@@ -96,6 +102,7 @@ class Searcher:
         self._look()
         facts, settings = self.work.facts, self.settings
         grid, before, after = facts["layout"]
+        check_grid(settings.grid, (grid[0], grid[1], grid[2]), settings.call)
         layout = Layout((grid[0], grid[1], grid[2]), before, after)
         own = self.device.type if self.device.index is None else f"{self.device.type}:{self.device.index}"
         share = facts["share"] if settings.share is None else settings.share
@@ -111,7 +118,7 @@ class Searcher:
         targets = self._targets(schedules, share)
         candidates = make_candidates(
             layout,
-            [family for family in settings.families if family in targets],
+            settings.families,  # also those beyond this goal: another goal uses the same scores
             names=settings.candidates,
             patterns=settings.patterns,
             refresh=settings.refresh,

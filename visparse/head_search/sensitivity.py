@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 from visparse.head_search.build import build_plan
 from visparse.head_search.candidates import Candidate
@@ -45,7 +46,7 @@ def reference_place(table: Table, family: str, attention: float) -> int:
 
 
 def group_plan(
-    table: Table, family: str, place: int, group: Sequence[int], number: int, base: SparsePlan
+    table: Table, family: str, place: int, group: Sequence[int], number: int, base: SparsePlan, refresh: Any
 ) -> SparsePlan:
     """A plan in which one group of layers is sparse in one range of steps, and all else is dense.
 
@@ -55,7 +56,8 @@ def group_plan(
         place: of the candidate that the group has.
         group: the layers.
         number: of the range.
-        base: a plan of the search: model, grid, dense steps and refresh are taken from it.
+        base: a plan of the search, of any family: model, grid and dense steps are taken from it.
+        refresh: when the foveal family measures again.
     """
     one = table.candidates.kept[place]
     dense = Candidate("dense", family, Dense())
@@ -75,7 +77,7 @@ def group_plan(
         model=base.model,
         grid=base.made_for,
         dense_steps=base.dense_steps,  # type: ignore[arg-type]
-        refresh=None if base.residual is None else base.residual.refresh,  # type: ignore[arg-type]
+        refresh=refresh,
         notes="",
         measured={},
         starts=starts,
@@ -84,7 +86,7 @@ def group_plan(
 
 
 def find_weights(
-    table: Table, family: str, attention: float, groups: int, base: SparsePlan, judge: OutputJudge
+    table: Table, family: str, attention: float, groups: int, base: SparsePlan, refresh: Any, judge: OutputJudge
 ) -> dict[Part, float] | None:
     """Measure the weight of every layer in every range of steps.
 
@@ -93,7 +95,8 @@ def find_weights(
         family: of the plans.
         attention: share of dense attention's time that the search wants; the candidate is chosen by it.
         groups: number of groups of layers.
-        base: a plan of the search.
+        base: a plan of the search, of any family.
+        refresh: when the foveal family measures again.
         judge: of the output.
 
     Returns:
@@ -105,7 +108,7 @@ def find_weights(
     shares = table.schedules[family].weights
     for number in range(table.ranges):
         for group in groups_of(table.layers, groups):
-            plan = group_plan(table, family, place, group, number, base)
+            plan = group_plan(table, family, place, group, number, base, refresh)
             error = judge.error(plan, f"layers {group[0]} to {group[-1]}, range {number + 1}")
             if error is None:
                 return None

@@ -27,6 +27,7 @@ class SearchSettings:
 
     prompts: tuple[str, ...] = ()
     call: Mapping[str, Any] = field(default_factory=dict)
+    grid: tuple[int, int, int] | None = None
     steps: int | None = None
     speedup: float | None = None
     attention: float | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class WorkFile:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = self._read(path) if path.is_file() and path.stat().st_size else []
-        if not lines:
+        if not lines or self._is_other_without_scores(lines, digest):
             path.write_text("", encoding="utf-8")
             self._append({"form": FORM, "search": digest, "settings": self._settings})
             return
@@ -98,6 +98,13 @@ class WorkFile:
                 raise ValueError(f"work file {path}: line {number} is damaged; delete the file to begin again")
             found.append(entry)
         return found
+
+    @staticmethod
+    def _is_other_without_scores(lines: Sequence[Mapping[str, Any]], digest: str) -> bool:
+        """Whether the file is of another search that was refused before it scored anything."""
+        head, *rest = lines
+        other = head.get("form") == FORM and "settings" in head and head.get("search") != digest
+        return other and all("facts" in line for line in rest)
 
     def _check_header(self, header: Mapping[str, Any], digest: str) -> None:
         if header.get("form") != FORM or "settings" not in header:
