@@ -201,10 +201,16 @@ def step_marks(plan: SparsePlan) -> frozenset[int]:
 def layer_costs(measured: Mapping[str, Any]) -> tuple[LayerCost, ...]:
     """The layers of a plan's `measured`: `{"layers": [{"layer": 0, "error": 0.01, "milliseconds": 2.5}, ...]}`.
 
+    The short form of a search is known too: `{"layers": {"0": [0.01, 2.5], ...}}`.
+
     Returns:
         In order of layers; empty where `measured`, which is free JSON, has no such list.
     """
     entries = measured.get("layers")
+    if isinstance(entries, Mapping):
+        pairs = [(key, value) for key, value in entries.items() if key.isdigit() and _is_pair(value)]
+        short = [{"layer": int(key), "error": value[0], "milliseconds": value[1]} for key, value in pairs]
+        entries = short if len(short) == len(entries) else None
     if not isinstance(entries, (list, tuple)) or not all(_is_cost(entry) for entry in entries):
         return ()
     costs = [
@@ -233,6 +239,10 @@ def _ids(plan: SparsePlan, names: list[str]) -> dict[str, str]:
     short = [string.ascii_letters[i % count] + (str(i // count) if i >= count else "") for i in range(len(sparse))]
     ids = dict(zip(sparse, sparse if own else short, strict=True))
     return {name: ids.get(name, DENSE_ID) for name in names}
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2
 
 
 def _is_cost(entry: Any) -> bool:

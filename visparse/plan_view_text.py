@@ -9,6 +9,7 @@ from typing import Any
 
 from visparse.plan import COMPENSATIONS, SCHEMA, SparsePlan
 from visparse.plan_view import DENSE_ID, HeadTable, LayerCost, PlanView
+from visparse.plan_view_search import search_tables
 from visparse.rules import ModelFingerprint
 from visparse.schedule import DenseSteps
 
@@ -29,7 +30,10 @@ def plan_text(view: PlanView) -> str:
     if view.shape is None:
         parts.append(["The plan is for any model; layers and heads (--layers, --heads) draw who has which pattern."])
     parts += [_table(view, table) for table in view.tables]
-    parts += [_measured(view.plan.measured, bool(view.costs)), _costs(view.costs)]
+    tables = search_tables(view.plan.measured)
+    apart = {*tables, *(["layers"] if view.costs else [])}
+    rest = {key: value for key, value in view.plan.measured.items() if key not in apart}
+    parts += [_measured(rest), *tables.values(), _costs(view.costs)]
     return "\n\n".join("\n".join(part) for part in parts if part)
 
 
@@ -109,8 +113,7 @@ def _table(view: PlanView, table: HeadTable) -> list[str]:
     return lines
 
 
-def _measured(measured: Mapping[str, Any], layers_apart: bool) -> list[str]:
-    facts = {key: value for key, value in measured.items() if not (layers_apart and key == "layers")}
+def _measured(facts: Mapping[str, Any]) -> list[str]:
     if not facts:
         return []
     width = max(map(len, facts))

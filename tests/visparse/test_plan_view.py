@@ -90,8 +90,13 @@ def test_costs():
         LayerCost(layer=0, error=0.5, milliseconds=None),
         LayerCost(layer=1, error=0.25, milliseconds=4.0),
     )
+    short = {"layers": {"1": [0.25, 4.0], "0": [0.5, None]}}  # as a search writes it
+    assert layer_costs(short) == layer_costs(make().measured)
     for odd in (
         {},
+        {"layers": {"0": [0.5, 1.0], "x": [0.5, 1.0]}},
+        {"layers": {"0": [0.5]}},
+        {"layers": {"0": ["x", 1.0]}},
         {"layers": 8},
         {"layers": [1]},
         {"layers": [{"error": 1}]},
@@ -150,3 +155,35 @@ def test_text_of_a_preset_and_of_a_wide_plan():
     assert "layer     0                   5                  10\n    0   n12 n12" in text
     assert "\n    1     .   .   ." in text
     assert ". 12 dense layers" in [" ".join(line.split()) for line in text.split("\n")]
+
+
+def test_what_a_search_tried():
+    tried = [
+        {"dense_steps": 2, "refresh": 0.6, "attention": 0.25, "output_error": 0.0625},
+        {"dense_steps": 5, "refresh": None, "attention": -0.1, "why_not": "beyond the ceiling"},
+        {"dense_steps": 3, "refresh": None, "attention": 0.125, "output_error": 0.03125},
+        {"dense_steps": 4, "refresh": None, "attention": 0.1, "output_error": None},
+    ]
+    measured = {"layers": {"0": [0.5, 1.0], "2": [0.25, 4.0]}, "schedules": tried, "weights": [[2.0, 1.0], [0.5, 4.0]]}
+    text = plan_text(view_plan(make(measured=measured), SHAPE))
+    assert text.endswith(
+        """schedules that were tried, all at the goal's speed-up
+  dense steps  refresh  attention  error of the output
+            3    never      12.5%  0.03125
+            2      0.6      25.0%  0.0625
+            5    never     -10.0%  beyond the ceiling
+            4    never      10.0%  not judged
+
+what an error of a layer weighs in the output, the most 1
+  layer  range 1  range 2
+      0      0.5  0.125
+      2     0.25  1
+
+  layer     error                                  ms
+      0       0.5  ████████████████████████         1  ██████
+      2      0.25  ████████████                     4  ████████████████████████"""
+    )
+    assert "range" not in plan_text(view_plan(make(measured={**measured, "weights": [[2.0, 1.0]]}), SHAPE))
+    for odd in ({"schedules": "none"}, {"weights": [[1.0]]}, {"weights": [["a", "b"]]}, {"weights": [[0.0, 0.0]]}):
+        shown = plan_text(view_plan(make(measured={**measured, "weights": [], "schedules": [], **odd}), SHAPE))
+        assert f"  {next(iter(odd))} " in shown.partition("measured")[2]
