@@ -37,22 +37,25 @@ class Held:
         self.features = [model.features(batch) for batch in self.pictures]
         self.maps = [model.saliency(features).float() for features in self.features]
 
-    def quality(self, plan: SparsePlan | None) -> dict[str, Any]:
+    def quality(self, plan: SparsePlan | None, batches: int | None = None) -> dict[str, Any]:
         """Errors of the features and agreement of the maps; of None: the floor, dense with another order of addition.
 
         Args:
             plan: of the backbone.
+            batches: only so many of the batches, the first ones; None: all.
         """
         errors: list[float] = []
         agreed: list[dict[str, Any]] = []
+        parts = list(zip(self.pictures, self.features, self.maps, strict=True))
         with installed(self.model, plan):
-            for batch, dense, maps in zip(self.pictures, self.features, self.maps, strict=True):
+            for batch, dense, maps in parts[:batches]:
                 found = self.model.features(batch)
                 difference = (found.float() - dense.float()).flatten(1).norm(dim=1)
                 errors += (difference / dense.float().flatten(1).norm(dim=1)).tolist()
                 got = self.model.saliency(found).float()
                 agreed += [compare(one, wanted) for one, wanted in zip(got, maps, strict=True)]
         return {
+            "photographs": len(errors),
             "feature_error": round(statistics.mean(errors), 6),
             "feature_error_max": round(max(errors), 6),
             **{
@@ -64,6 +67,8 @@ class Held:
                     ("psnr_min", "psnr", min),
                 )
             },
+            "feature_errors": [round(error, 4) for error in errors],
+            "correlations": [round(one["correlation"], 4) for one in agreed],
         }
 
 

@@ -20,8 +20,18 @@ from visparse.head_search.refine import Weights, variants_of
 from visparse.head_search.searcher import Searcher
 from visparse.head_search.sensitivity import find_weights
 from visparse.head_search.settings import SearchSettings
+from visparse.patterns import Pattern, TopK
 
+_FAMILY = "pooled"  # patterns with exact masks and nothing for the other keys are far off on this model
 _WEIGHED_AT = 0.5  # share of attention's time at which the weights of layers are measured
+_WEIGHED_ON = 2  # batches that say it: twelve plans run on each, and weights need not be exact
+_VARIANTS = 3  # by weight, by its root, and all layers alike
+_SHARES = (10, 15, 20, 29, 38, 42, 46, 58)  # per cent of the tiles, between the sizes of the library's candidates
+
+
+def finer_sizes() -> dict[str, Pattern]:
+    """More candidates: tiles by pooled scores, in shares where an error falls steeply."""
+    return {f"share{share}": TopK(share=share / 100, score="pooled") for share in _SHARES}
 
 
 class Searched:
@@ -30,26 +40,30 @@ class Searched:
     Attributes:
         searcher: the library's search.
         prices: of other plans on the same terms.
+        table: of the scores, once there are any.
         weights: of the layers in the features; None: not measured.
     """
 
+    table: Table
+
     def __init__(self, model: SaliencyViT, pictures: Sequence[Tensor], settings: dict[str, Any], weigh: int) -> None:
-        """Score, on calibration pictures.
+        """Look at the model; `score` does the rest.
 
         Args:
             model: dense.
-            pictures: batches [B, 3, side, side]; times are measured with the first one.
+            pictures: to calibrate on, batches [B, 3, side, side]; times are measured with the first one.
             settings: of `SearchSettings`, without a goal.
             weigh: groups of layers whose weights are measured; 0: none.
         """
-        self.model, self.pictures = model, list(pictures)
-        asked = SearchSettings(attention=0.5, dense_steps=0, name="searched", **settings)
+        self.model, self.pictures, self._groups = model, list(pictures), weigh
+        self._weighed_on = min(_WEIGHED_ON, len(self.pictures))
+        asked = SearchSettings(
+            attention=0.5, dense_steps=0, name="searched", family=_FAMILY, patterns=finer_sizes(), **settings
+        )
         runs = [[{"x": picture}] for picture in pictures]
         self.searcher = Searcher(model.backbone, asked, inputs=runs)
         self.ready = self.searcher.prepare()
-        self.reasons = self.searcher.score(self.ready)
         work, costs = self.searcher.work, self.ready.costs
-        self.table = Table(work.scores, self.ready.candidates, costs, self.ready.schedules)
         self.prices = Prices(
             self.ready.layout,
             self.searcher.model.head_dim,
@@ -58,11 +72,18 @@ class Searched:
             self.searcher.device,
             costs.dense,
             {family: Line(*parts) for family, parts in work.facts.get("probe", {}).items()},
+            asked.per_tile,
         )
         self.judge = OutputJudge(model.backbone, self._features, len(self.pictures), work)
         self.weights: Weights | None = None
-        if weigh:
-            self.weights = self._weights(weigh)
+
+    def score(self) -> None:
+        """Score all candidates, and weigh the layers; what the work file has is not done again."""
+        self.searcher.score(self.ready)
+        ready = self.ready
+        self.table = Table(self.searcher.work.scores, ready.candidates, ready.costs, ready.schedules)
+        if self._groups:
+            self.weights = self._weights(self._groups)
 
     def best(self, share: float) -> tuple[SparsePlan, dict[str, Any]]:
         """The best plan of a budget by the features of the calibration pictures.
@@ -79,7 +100,7 @@ class Searched:
         errors: dict[str, float] = {}
         made: dict[str, tuple[Chosen, SparsePlan]] = {}
         refused: list[ValueError] = []
-        for variant in variants_of(list(self.ready.schedules), self.weights):
+        for variant in variants_of(list(self.ready.schedules), self.weights)[:_VARIANTS]:
             weights = variant.weights(sorted(self.table.error))
             try:
                 chosen = self._allocate(variant.family, share, weights, variant.only)
@@ -101,14 +122,13 @@ class Searched:
         return plan, facts
 
     def _weights(self, groups: int) -> Weights | None:
-        """The weights of the layers, by plans of the first family that can be had; None where none can."""
-        for family in ("pooled", "plain"):
-            try:
-                base = self._plan(self._allocate(family, _WEIGHED_AT, None))
-            except ValueError:  # a call costs more than that before its first block
-                continue
-            return find_weights(self.table, family, _WEIGHED_AT, groups, base, self.judge)
-        return None
+        """The weights of the layers; None where a call costs more than the budget before its first block."""
+        try:
+            base = self._plan(self._allocate(_FAMILY, _WEIGHED_AT, None))
+        except ValueError:
+            return None
+        few = OutputJudge(self.model.backbone, self._features, self._weighed_on, self.searcher.work)
+        return find_weights(self.table, _FAMILY, _WEIGHED_AT, groups, base, None, few)
 
     def _allocate(self, family: str, share: float, weights: Weights | None, only: Any = None) -> Chosen:
         layers = self.searcher.model.layers
@@ -125,6 +145,7 @@ class Searched:
             refresh=None,
             notes="",
             measured={},
+            proxies=self.ready.candidates.proxies,
         )
 
     def _features(self, run: int) -> Any:

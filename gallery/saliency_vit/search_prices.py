@@ -34,7 +34,7 @@ def rungs_of(grid: Grid) -> dict[str, Sequence[Pattern]]:
         sys.path.remove(folder)
     once = {tuple(rungs): kind for kind, rungs in reversed(kinds.items())}
     kinds = {kind: kinds[kind] for kind in kinds if kind in once.values()}
-    return {**kinds, UNIFORM: [TopK(share=n / 200, score="pooled") for n in range(1, 200)]}
+    return {UNIFORM: [TopK(share=n / 200, score="pooled") for n in range(1, 200)], **kinds}
 
 
 def family_of(kind: str) -> str:
@@ -53,6 +53,7 @@ class Prices:
         counted_on: where blocks are counted.
         dense: milliseconds of dense attention for one head.
         lines: family -> what a probe of this machine says of the rates; none: the rates alone count.
+        per_tile: proxies of each tile, where there are any.
         known: costs that were looked up.
     """
 
@@ -63,13 +64,21 @@ class Prices:
     counted_on: torch.device
     dense: float
     lines: Mapping[str, Line] = field(default_factory=dict)
+    per_tile: int = 1
     known: dict[Pattern, float] = field(default_factory=dict)
 
     def of(self, pattern: Pattern, family: str) -> float:
         """The share of dense attention's time that a pattern takes."""
         if pattern not in self.known:
             one = Candidate("x", family, pattern)
-            found = make_costs([one], self.layout, self.head_dim, self.device, counted_on=self.counted_on)
+            found = make_costs(
+                [one],
+                self.layout,
+                self.head_dim,
+                self.device,
+                counted_on=self.counted_on,
+                per_tile=self.per_tile,
+            )
             line = self.lines.get(family, Line(0.0, 1.0))
             self.known[pattern] = (line.call / self.heads + line.factor * found.milliseconds[0]) / self.dense
         return self.known[pattern]
@@ -85,11 +94,17 @@ class Prices:
         return (near[max(fitting)[1]], max(fitting)[0]) if fitting else None
 
 
-def single_plan(kind: str, pattern: Pattern) -> SparsePlan:
-    """The plan in which every head of every layer has one pattern; `UNIFORM` with proxies for the other tiles."""
+def single_plan(kind: str, pattern: Pattern, per_tile: int = 1) -> SparsePlan:
+    """The plan in which every head of every layer has one pattern; `UNIFORM` with proxies for the other tiles.
+
+    Args:
+        kind: of `rungs_of`.
+        pattern: one of its sizes.
+        per_tile: proxies of each tile, for `UNIFORM`.
+    """
     return SparsePlan(
         name=kind,
         patterns={"all": pattern.to_dict()},  # type: ignore[dict-item]
         default="all",
-        proxies=Proxies() if kind == UNIFORM else None,
+        proxies=Proxies(per_tile=per_tile) if kind == UNIFORM else None,
     )

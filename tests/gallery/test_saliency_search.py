@@ -18,6 +18,7 @@ from visparse import SparsePlan
 from visparse.head_search.costs import make_costs
 from visparse.head_search.probe import Line
 from visparse.layout import Layout
+from visparse.measure.results import Record
 from visparse.patterns import Band, Neighborhood, TopK
 from visparse.session import session_of
 
@@ -89,6 +90,11 @@ def test_quality_of_plans_and_of_the_floor(
     assert len(errors) == 3
     assert found["feature_error"] == pytest.approx(sum(errors) / 3, abs=1e-5)
     assert found["feature_error_max"] == pytest.approx(max(errors), abs=1e-5)
+    assert found["feature_errors"] == pytest.approx(errors, abs=1e-3)
+    assert (found["photographs"], len(found["correlations"])) == (3, 3)
+    first = held.quality(near, 1)
+    assert first["photographs"] == 2
+    assert first["feature_errors"] == found["feature_errors"][:2]
     assert found["correlation"] < floor["correlation"]
     assert session_of(model.backbone) is None
 
@@ -108,8 +114,9 @@ def test_kinds_that_are_the_same_on_a_picture_count_once(recipe: Callable[[str],
     assert not {"own frame", "window of half the frames"} & set(kinds)
     assert len({tuple(rungs) for rungs in kinds.values()}) == len(kinds)
     assert [prices.family_of(kind) for kind in ("band", prices.UNIFORM)] == ["plain", "pooled"]
-    plan = prices.single_plan(prices.UNIFORM, TopK(share=0.5, score="pooled"))
+    plan = prices.single_plan(prices.UNIFORM, TopK(share=0.5, score="pooled"), 4)
     assert plan.proxies is not None
+    assert plan.proxies.per_tile == 4
     assert not plan.needs_steps
 
 
@@ -125,6 +132,9 @@ def test_the_largest_size_within_a_share(recipe: Callable[[str], ModuleType]) ->
     place = sizes.index(pattern)
     assert prices.of(sizes[place + 1], "plain") > 0.6
     assert prices.largest(sizes, "plain", 1e-6) is None
+    chosen = TopK(share=0.1, score="pooled")
+    finer = make(**given, dense=dense, per_tile=8)
+    assert finer.of(chosen, "pooled") == pytest.approx(prices.of(chosen, "pooled") + 0.09)  # 3 % to 12 % of dense
     slower = make(**given, dense=dense, lines={"plain": Line(0.02, 2.0)})
     assert slower.of(pattern, "plain") == pytest.approx((0.02 / 2 + 2 * cost * dense) / dense)
 
@@ -132,11 +142,13 @@ def test_the_largest_size_within_a_share(recipe: Callable[[str], ModuleType]) ->
 def test_searched_plans_and_what_is_beyond_them(
     recipe: Callable[[str], ModuleType], model: Small, pictures: list[Tensor]
 ) -> None:
-    settings = {"rates": "h200", "rows": 2, "probe": False}
+    settings = {"rates": "h200", "rows": 2, "probe": False, "per_tile": 2}
     searched = recipe("search_plans").Searched(model, pictures, settings, 2)
+    searched.score()
     assert set(searched.weights) == {(0, 0), (0, 1)}
     plan, facts = searched.best(0.97)
     assert isinstance(plan, SparsePlan)
+    assert plan.proxies is None or plan.proxies.per_tile == 2
     assert facts["predicted_share"] <= 0.97
     assert facts["tried"][facts["taken"]] == min(facts["tried"].values())
     with visparse.sparsify(model.backbone, plan, strict=True):
@@ -164,6 +176,36 @@ def test_weights_in_half_precision_come_back(
     torch.testing.assert_close(head["b"], parts[1]["b"].half().float())
     with pytest.raises(FileNotFoundError, match=r"weights: no file .*gone.pt; python gallery/saliency_vit/weights.py"):
         weights.load_saved(tmp_path / "gone.pt")
+
+
+def test_a_study_goes_on_where_it_was(
+    recipe: Callable[[str], ModuleType], model: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = recipe("search_study")
+    make = torch.Generator().manual_seed(2)
+    taken = {Path(f"{number}.png"): torch.randn(1, 3, SIDE, SIDE, generator=make) for number in range(4)}
+    monkeypatch.setattr(study, "find_photos", lambda folder, count: list(taken)[:count])
+    monkeypatch.setattr(study, "read_picture", lambda path, side: taken[path])
+    monkeypatch.setattr(study, "SaliencyViT", lambda *arguments: model)
+    monkeypatch.setattr(study, "fetch", lambda: None)
+    monkeypatch.setattr(study, "load", lambda wheel: ())
+    out = tmp_path / "r.json"
+    asked = ["--photos", str(tmp_path), "--sides", str(SIDE), "--shares", "3", "--calibrate", "1", "--weigh", "0"]
+    asked += ["--held-out", "3", "--rows", "1", "--rates", "h200", "--device", "cpu", "--screen", "1"]
+    asked += ["--kinds", "band", "stripes", "--out", str(out)]
+    study.main([*asked, "--no-search", "--kinds", "band"])
+    assert [row["plan"] for row in Record.read(out).rows] == ["floor", "band"]
+    first = Record.read(out).rows[1]
+    assert first["photographs"] == 3  # nothing to compare with
+    study.main(asked)
+    rows = {row["plan"]: row for row in Record.read(out).rows}
+    assert list(rows) == ["floor", "band", "searched", "stripes"]
+    assert rows["band"] == first
+    for row in rows.values():
+        assert len(row["feature_errors"]) == row["photographs"] == len(row["correlations"])
+    least = min(rows[name]["feature_errors"][0] for name in ("band", "searched"))
+    assert rows["stripes"]["feature_errors"][0] > 1.3 * least
+    assert rows["stripes"]["photographs"] == 1
 
 
 def test_lines_for_people(recipe: Callable[[str], ModuleType]) -> None:
