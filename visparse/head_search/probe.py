@@ -184,7 +184,10 @@ def _places(candidates: Candidates, costs: Costs, family: str) -> list[int]:
         for share in (_LOW, _HIGH)
     ]
     found = [place for place in dict.fromkeys(near) if place is not None]
-    return found if len({costs.milliseconds[place] for place in found}) == 2 else []
+    if len({costs.milliseconds[place] for place in found}) == 2:
+        return found
+    ends = sorted(usable, key=lambda p: costs.milliseconds[p])[:: max(len(usable) - 1, 1)]  # short sequences: all dear
+    return ends if len({costs.milliseconds[place] for place in ends}) == 2 else []
 
 
 def _routes(target: Any) -> list[LayerRoute]:

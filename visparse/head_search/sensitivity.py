@@ -18,6 +18,8 @@ from visparse.head_search.judge import OutputJudge
 from visparse.patterns import Dense, Selector
 from visparse.plan import SparsePlan
 
+_EXACT = 1e-10  # a squared relative error that is rounding
+
 
 def groups_of(layers: Sequence[int], count: int) -> list[list[int]]:
     """Cut layers into so many groups of neighbours, as equal as can be.
@@ -34,13 +36,16 @@ def groups_of(layers: Sequence[int], count: int) -> list[list[int]]:
 def reference_place(table: Table, family: str, attention: float) -> int:
     """The candidate whose cost comes nearest to a share of dense attention's; a selector where there is one.
 
+    One that makes no error, as a selector of one tile in a grid of one tile, would say nothing.
+
     Args:
         table: of scores.
         family: of the candidate.
         attention: share of dense attention's time.
     """
     kept, costs = table.candidates.kept, table.costs
-    usable = [place for place in table.candidates.of(family) if not isinstance(kept[place].pattern, Dense)]
+    wrong = [place for place in table.candidates.of(family) if not isinstance(kept[place].pattern, Dense)]
+    usable = [place for place in wrong if sum(table.local_error(part, place) for part in table.error) > _EXACT] or wrong
     usable = [place for place in usable if isinstance(kept[place].pattern, Selector)] or usable
     return min(usable, key=lambda place: abs(costs.milliseconds[place] - attention * costs.dense))
 
@@ -114,5 +119,5 @@ def find_weights(
                 return None
             own = shares[number] * sum(table.local_error((number, layer), place) for layer in group)
             for layer in group:
-                weights[number, layer] = error**2 / max(own, 1e-30)
+                weights[number, layer] = error**2 / max(own, _EXACT)
     return weights

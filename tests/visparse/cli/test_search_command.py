@@ -84,6 +84,92 @@ def test_two_processes_find_what_one_finds(tiny_folder, tmp_path, prompts):
     assert works == [8, 8]
 
 
+def test_a_grid_ranges_and_schedules(tiny_folder, tmp_path, prompts, capsys):
+    out = tmp_path / "plan.json"
+    (tmp_path / "one.txt").write_text("a cat\n", encoding="utf-8")
+    given = ["search", "--model", str(tiny_folder), "--prompts", str(tmp_path / "one.txt"), "--out", str(out)]
+    given += ["--device", "cpu", "--grid", "2x4x6", "--guidance", "1", "--steps", "6", "--judge", "3", "--share", "0.9"]
+    given += ["--speedup", "1.1", "--dense-steps", "2", "--ranges", "--per-tile", "4", "--no-probe", "--refine", "4"]
+    given += ["--weigh", "2", "--try-dense-steps", "1,6", "--try-refresh", "none,2"]
+    assert main(given) == 0
+    plan = SparsePlan.from_pretrained(out)
+    assert plan.made_for == (2, 4, 6)
+    assert {(row["dense_steps"], row["refresh"]) for row in plan.measured["schedules"]} >= {(2, 0.6), (1, None), (6, 2)}
+    assert [len(row) for row in plan.measured["weights"]] == [2, 2]
+    assert "brought to this model" not in plan.measured["rates"]
+    assert plan.proxies is None or plan.proxies.per_tile == 4
+    header = json.loads((tmp_path / "plan.json.work.jsonl").read_text().splitlines()[0])["settings"]
+    assert (header["per_tile"], header["probe"]) == (4, False)
+    assert header["call"] == {"guidance_scale": "1.0", "height": "32", "num_frames": "5", "width": "48"}
+    capsys.readouterr()
+    assert main(["plan", "show", str(out)]) == 0
+    text = capsys.readouterr().out
+    for part in ("schedules that were tried", "no step of 6 would be sparse with 6", "layer  range 1  range 2", "█"):
+        assert part in text
+    assert main(["plan", "check", str(out), "--model", str(tiny_folder), "--steps", "6"]) == 0
+    assert main(["plan", "check", str(out), "--model", str(tiny_folder), "--steps", "6", "--grid", "4,8,12"]) == 0
+    assert "ok     grid 4x8x12" in capsys.readouterr().out
+
+    before = out.read_bytes()
+    # the same calibration in pixels goes on with the same work file
+    at = given.index("--grid")
+    pixels = [*given[:at], "--height", "32", "--width", "48", "--frames", "5", *given[at + 2 :]]
+    assert main(pixels) == 0
+    assert out.read_bytes() == before
+    assert main([*given[:at], *given[at + 2 :], "--grid", "2x4x8", "--work", str(tmp_path / "w"), "--dry-run"]) == 0
+    assert "grid 2x4x8 = 64 tokens" in capsys.readouterr().out
+
+
+def test_the_family_for_models_without_steps(tiny_folder, tmp_path, prompts, capsys):
+    given = ["search", "--model", str(tiny_folder), "--prompts", prompts, "--out", str(tmp_path / "p.json")]
+    given += ["--device", "cpu", *SIZE, "--density", "0.6"]
+    assert main([*given, "--family", "pooled", "--dense-steps", "0", "--candidates", "near,pooled", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "pooled  pooled8" in text
+    assert "foveal  " not in text
+    assert main([*given, "--family", "foveal", "--dense-steps", "0"]) == 1
+    assert "use family='pooled', which reuses nothing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (["--grid", "2x4"], "argument --grid: wanted frames, height and width such as 9x32x32, got '2x4'"),
+        (["--grid", "2x4x6", "--width", "48"], "argument --grid: it does not go with --width: leave one out"),
+        (
+            ["--try-refresh", "none,x"],
+            "argument --try-refresh: wanted a number of steps or a share such as 0.25, got 'x'",
+        ),
+        (["--try-dense-steps", "two"], "argument --try-dense-steps: wanted a number of steps or a share"),
+        (["--per-tile", "0"], "argument --per-tile: wanted a whole number of at least 1, got '0'"),
+        (["--model", "timm:test_vit", "--grid", "1x6x8"], "it does not go with pictures: give --height and --width"),
+    ],
+)
+def test_options_that_are_refused(more, text, capsys):
+    with pytest.raises(SystemExit):
+        main(["search", "--model", "folder", "--attention", "0.5", *more])
+    assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [
+        (["--attention", "0.5", "--weigh", "2"], "weigh: it is judged by the model's output, which needs refine"),
+        (["--attention", "0.5", "--weigh", "-1"], "weigh: wanted an int of at least 0, got -1; 4 is usual"),
+        (
+            ["--attention", "0.5", "--refine", "2", "--try-refresh", "none"],
+            "try_refresh: schedules are compared at one",
+        ),
+        (["--attention", "0.5", "--per-tile", "3"], "per_tile: "),
+        (["--attention", "0.5", "--grid", "0x4x6"], "grid: wanted (frames, height, width) in tokens, each at least 1"),
+    ],
+)
+def test_settings_that_are_refused(tiny_folder, tmp_path, prompts, more, text, capsys):
+    given = ["search", "--model", str(tiny_folder), "--out", str(tmp_path / "plan.json"), "--device", "cpu"]
+    assert main([*given, "--prompts", prompts, "--steps", "6", *more]) == 1
+    assert text in capsys.readouterr().err
+
+
 def test_dry_run_prints_candidates_and_time(tiny_folder, tmp_path, prompts, capsys):
     out = tmp_path / "plan.json"
     given = ["search", "--model", str(tiny_folder), "--prompts", prompts, "--out", str(out), "--device", "cpu", *SIZE]
