@@ -58,7 +58,7 @@ class Searched:
             weighing = time.perf_counter()
             base = self.by_budget("foveal", 0.25).plan
             judge = OutputJudge(pipe, partial(searcher.generate, decode=True), searcher.runs, searcher.work)
-            self.weights = find_weights(self.table, "foveal", 0.125, settings.weigh, base, judge)
+            self.weights = find_weights(self.table, "foveal", 0.125, settings.weigh, base, settings.refresh, judge)
             self.seconds["weigh"] = time.perf_counter() - weighing
         self.seconds["all"] = sum(self.seconds.values())
 
