@@ -70,8 +70,8 @@ def study(args: argparse.Namespace, side: int, rows: list[dict[str, Any]]) -> No
     def there(name: str, share: float | None) -> dict[str, Any] | None:
         return next((row for row in rows if (row["side"], row["plan"], row["share"]) == (side, name, share)), None)
 
-    def add(plan: Any, name: str, share: float | None, more: Mapping[str, Any], batches: int | None = None) -> None:
-        row = {**facts, "share": share, "plan": name, **more, **held.quality(plan, batches)}
+    def add(plan: Any, name: str, share: float | None, more: Mapping[str, Any]) -> None:
+        row = {**facts, "share": share, "plan": name, **more, **held.quality(plan)}
         if dense is not None:
             took = times(model, unseen[0], plan, dense) if plan is not None else dense
             row["milliseconds"], row["attention_milliseconds"] = round(took.whole, 5), round(took.attention, 5)
@@ -100,8 +100,11 @@ def study(args: argparse.Namespace, side: int, rows: list[dict[str, Any]]) -> No
                 if args.plans:
                     write_plan(plan, args.plans / f"searched_{side}_{round(100 * share)}.json")
         for kind, sizes in rungs.items():
-            found = None if there(kind, share) else _largest(prices, kind, sizes, share)
+            if there(kind, share):
+                continue
+            found = _largest(prices, kind, sizes, share)
             if found is None:
+                keep({**facts, "share": share, "plan": kind, "why_not": "no size costs so little"})
                 continue
             pattern, cost = found
             more = {"predicted_share": round(cost, 4), "pattern": pattern.to_dict()}
@@ -132,7 +135,7 @@ def _batches(pictures: Sequence[Tensor], size: int) -> list[Tensor]:
 def line(row: Mapping[str, Any]) -> str:
     """One row for people."""
     if "why_not" in row:
-        return f"{row['side']:5} {row['share']:>6.0%}  no searched plan: {row['why_not']}"
+        return f"{row['side']:5} {row['share']:>6.0%}  {row['plan']:34}{row['why_not']}"
     share = "dense" if row["share"] is None else f"{row['share']:.0%}"
     cost = "" if "predicted_share" not in row else f"{row['predicted_share']:.1%}"
     text = f"{row['side']:5} {share:>6}  {row['plan']:34}{cost:>7}  error {row['feature_error']:.4f}"
@@ -183,16 +186,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     on_gpu = torch.device(args.device).type == "cuda"
     args.dtype, args.time = args.dtype or ("float16" if on_gpu else "float32"), args.time or on_gpu
     begun = time.perf_counter()
-    rows = [dict(row) for row in Record.read(args.out).rows] if args.out and args.out.is_file() else []
+    rows = _earlier(args)
     for side in args.sides:
         study(args, side, rows)
     print(summary(rows), f"{time.perf_counter() - begun:.0f} s in all", sep="\n")
 
 
+def _earlier(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of an earlier run of this study.
+
+    Raises:
+        ValueError: they were made with other settings.
+    """
+    if not args.out or not args.out.is_file():
+        return []
+    record = Record.read(args.out)
+    asked = _details(args)
+    for name in ("weights", "calibrated_on", "judged_on", "rows", "weigh", "rates", "per_tile"):
+        if record.settings.get(name) != asked[name]:
+            raise ValueError(
+                f"--out: {args.out} was made with {name}={record.settings.get(name)!r}, wanted {asked[name]!r}; "
+                "name another file"
+            )
+    return [dict(row) for row in record.rows]
+
+
 def _record(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> Record:
+    return Record.collect("search", _details(args), rows, device=args.device)
+
+
+def _details(args: argparse.Namespace) -> dict[str, Any]:
     names = [photo.name for photo in find_photos(args.photos, args.calibrate + args.held_out)]
     kept = ("shares", "rows", "weigh", "rates", "kinds", "per_tile", "screen")
-    details = {
+    return {
         "weights": {"package": PACKAGE, "sha256": SHA256, "half_precision": args.weights is not None},
         "calibrated_on": names[: args.calibrate],
         "judged_on": names[args.calibrate :],
@@ -203,8 +229,9 @@ def _record(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> Reco
         "milliseconds": "of the backbone, for one picture; attention is timed layer by layer on a CPU; on a GPU it is "
         "the whole less what a dense call takes besides attention",
         "batch": "pictures of a call that is timed",
+        "screened": f"single patterns whose error on the first photographs is over {_FAR} times the least so far are "
+        "judged on these alone; see photographs of each row",
     }
-    return Record.collect("search", details, rows, device=args.device)
 
 
 if __name__ == "__main__":
