@@ -202,7 +202,8 @@ def test_epsilon_brings_the_published_rule_to_a_cost(load: Load) -> None:
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one small run of the command wrote."""
     folder = tmp_path_factory.mktemp("compare")
-    command = "--grid tiny --prompts 1 --seeds 1 --steps 4 --dense-steps 1 --fewer 2 --device cpu --workers 0 --weigh 1 --refine 1 --no-probe "
+    command = "--grid tiny --prompts 1 --seeds 1 --steps 4 --dense-steps 1 --fewer 2 --device cpu --workers 0 "
+    command += "--weigh 1 --refine 1 --no-probe "
     command += (
         "--targets 0.6 --rows 2 --judge 1 --candidates near,top2,band8,diagonals8,stripes8 --only-kinds tube,stripes "
     )
