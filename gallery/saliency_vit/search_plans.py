@@ -20,18 +20,27 @@ from visparse.head_search.refine import Weights, variants_of
 from visparse.head_search.searcher import Searcher
 from visparse.head_search.sensitivity import find_weights
 from visparse.head_search.settings import SearchSettings
-from visparse.patterns import Pattern, TopK
+from visparse.patterns import Neighborhood, Pattern, TopK
 
 _FAMILY = "pooled"  # patterns with exact masks and nothing for the other keys are far off on this model
 _WEIGHED_AT = 0.5  # share of attention's time at which the weights of layers are measured
 _WEIGHED_ON = 2  # batches that say it: twelve plans run on each, and weights need not be exact
 _VARIANTS = 3  # by weight, by its root, and all layers alike
 _SHARES = (10, 15, 20, 29, 38, 42, 46, 58)  # per cent of the tiles, between the sizes of the library's candidates
+_WINDOWS = {"near8": (1 / 8, 1 / 8), "near3": (1 / 3, 1 / 3), "tall": (1 / 2, 1 / 8), "columns8": (1, 1 / 8)}
 
 
-def finer_sizes() -> dict[str, Pattern]:
-    """More candidates: tiles by pooled scores, in shares where an error falls steeply."""
-    return {f"share{share}": TopK(share=share / 100, score="pooled") for share in _SHARES}
+def more_sizes(grid: tuple[int, int]) -> dict[str, Pattern]:
+    """More candidates: tiles by pooled scores where the error falls steeply, and windows, which early layers need.
+
+    Args:
+        grid: (height, width) in tokens.
+    """
+    found: dict[str, Pattern] = {f"share{share}": TopK(share=share / 100, score="pooled") for share in _SHARES}
+    for name, parts in _WINDOWS.items():
+        high, wide = (max(1, round(length * part)) for length, part in zip(grid, parts, strict=True))
+        found[name] = Neighborhood(window=(1, high, wide), stride=(1, min(8, high), min(8, wide)))
+    return found
 
 
 class Searched:
@@ -57,8 +66,9 @@ class Searched:
         """
         self.model, self.pictures, self._groups = model, list(pictures), weigh
         self._weighed_on = min(_WEIGHED_ON, len(self.pictures))
+        grid = model.backbone.patch_embed.grid_size  # type: ignore[union-attr]
         asked = SearchSettings(
-            attention=0.5, dense_steps=0, name="searched", family=_FAMILY, patterns=finer_sizes(), **settings
+            attention=0.5, dense_steps=0, name="searched", family=_FAMILY, patterns=more_sizes(grid), **settings
         )
         runs = [[{"x": picture}] for picture in pictures]
         self.searcher = Searcher(model.backbone, asked, inputs=runs)

@@ -206,6 +206,8 @@ def test_a_study_goes_on_where_it_was(
     least = min(rows[name]["feature_errors"][0] for name in ("band", "searched"))
     assert rows["stripes"]["feature_errors"][0] > 1.3 * least
     assert rows["stripes"]["photographs"] == 1
+    with pytest.raises(ValueError, match=r"--out: .* was made with rows=1, wanted 2; name another file"):
+        study.main([*asked, "--rows", "2"])
 
 
 def test_lines_for_people(recipe: Callable[[str], ModuleType]) -> None:
