@@ -27,7 +27,7 @@ def random_boxed_lists(
     """Make random lists over a grid with extra tokens: aligned query boxes, key boxes from a lattice of any origin.
 
     Query boxes at the end of an axis hang over it; key boxes too. The extra tokens are runs, and so is everything in a
-    group whose box is None. Some rows are empty.
+    group whose box is None. Some rows are empty, and so are those of query blocks without a token.
 
     Args:
         grid: (frames, height, width), in tokens.
@@ -55,6 +55,7 @@ def random_boxed_lists(
     n_q, n_k = q_starts.shape[1], k_starts.shape[1]
     kept = torch.rand(groups * n_q, n_k, generator=make) < keep
     kept[:: max(2, n_q // 2)] = False
+    kept &= (q_order.view(-1, block_q) >= 0).any(1)[:, None]
     rows, cols = kept.nonzero(as_tuple=True)
     tiles = torch.randint(-(2**31), 2**31, (7, block_q, block_k // 32), generator=make).to(torch.int32)
     masked = torch.rand(rows.shape[0], generator=make) < partial

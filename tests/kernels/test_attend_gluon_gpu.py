@@ -88,6 +88,24 @@ def test_groups_with_boxes_of_their_own(head_dim, block_q, make_qkv) -> None:
     check(lists, q, k, v)
 
 
+@pytest.mark.parametrize("partial", [0.0, 0.5])
+@pytest.mark.parametrize(("head_dim", "block_q"), SIZES)
+def test_groups_of_boxes_beside_groups_of_runs(head_dim, block_q, partial, make_qkv) -> None:
+    """Unused rows of one kind read the first start of the next group, of the other kind; waiting for it would hang."""
+    groups = block_q // 64
+    lists = random_boxed_lists(
+        grid=(6, 16, 24),
+        q_box=[(groups, 8, 8), None, (1, groups * 4, 16)],
+        k_box=[(2, 8, 8), None, (1, 8, 16)],
+        head_group=[0, 1, 2, 1],
+        partial=partial,
+        device="cuda",
+    )
+    assert (lists.q_order.view(3, -1, block_q) < 0).all(2).any(1).tolist() == [True, True, False]
+    q, k, v = make_qkv(lists, batch=2, head_dim=head_dim, dtype=torch.bfloat16, device="cuda")
+    check(lists, q, k, v)
+
+
 @pytest.mark.parametrize("seed", range(200))
 def test_random_problems(seed, make_qkv) -> None:
     make = torch.Generator().manual_seed(seed)

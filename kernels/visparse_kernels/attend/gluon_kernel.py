@@ -50,18 +50,22 @@ def fetch(
     runs, boxes, buffer, barrier, start, shift: gl.constexpr, batch, head, n_heads,
     HEAD_DIM: gl.constexpr, INNER: gl.constexpr, RUNS: gl.constexpr, BOXES: gl.constexpr,
 ):  # fmt: skip
-    """Order one tile by TMA: a box of the grid, or a run of tokens. ``shift`` moves it on, for later warpgroups."""
+    """Order one tile by TMA: a box of the grid, or a run of tokens. ``shift`` moves it on, for later warpgroups.
+
+    Bytes arrive whatever ``start`` says, since others wait for them: a row without entries reads the start of the next
+    row, which may be of the other kind; what it gets then is not looked at.
+    """
     frame = (start >> 48).to(gl.int32)
     row = ((start >> 32) & 0xFFFF).to(gl.int32)
     column = (start & 0x7FFFFFFF).to(gl.int32)
     outer = batch if INNER else batch * n_heads + head
     inner = head * HEAD_DIM if INNER else 0
     if RUNS:
-        if frame < 0:
+        if frame < 0 or not BOXES:
             here = buffer._reinterpret(runs.dtype, runs.block_shape, runs.layout)
             tma.async_copy_global_to_shared(runs, (outer, column + shift[3], inner), barrier, here)
     if BOXES:
-        if frame >= 0:
+        if frame >= 0 or not RUNS:
             here = buffer._reinterpret(boxes.dtype, boxes.block_shape, boxes.layout)
             at = (outer, frame + shift[0], row + shift[1], column + shift[2], inner)
             tma.async_copy_global_to_shared(boxes, at, barrier, here)
