@@ -58,7 +58,7 @@ def allocate(items: Sequence[Sequence[Option]], budget: float) -> Allocation:
         for option in options:
             if not (0 <= option.cost < float("inf") and 0 <= option.error < float("inf")):
                 raise ValueError(f"items: wanted finite costs and errors of at least 0, item {index} has {option}")
-    hulls = [_hull(options) for options in items]
+    hulls = [hull_of(options) for options in items]
     picks = [hull[0] for hull in hulls]
     cost = sum(options[pick].cost for options, pick in zip(items, picks, strict=True))
     error = sum(options[pick].error for options, pick in zip(items, picks, strict=True))
@@ -67,7 +67,7 @@ def allocate(items: Sequence[Sequence[Option]], budget: float) -> Allocation:
         raise ValueError(f"budget: wanted at least {cost:.4g}, what the cheapest candidates cost, got {budget:.4g}")
     bound, open_bound = error, True
     blocked = [False] * len(items)
-    for _, index, place in _ascents(items, hulls):
+    for _, index, place in ascents(items, hulls):
         before, after = items[index][hulls[index][place - 1]], items[index][hulls[index][place]]
         more, saved = after.cost - before.cost, before.error - after.error
         fits = cost + more <= budget + slack
@@ -109,8 +109,12 @@ def _as_turned(turned: Allocation, bound: float) -> Allocation:
     return Allocation(picks=turned.picks, cost=turned.error, error=turned.cost, bound=bound)
 
 
-def _hull(options: Sequence[Option]) -> list[int]:
-    """Places of the options on the lower convex hull of error over cost, by rising cost and falling error."""
+def hull_of(options: Sequence[Option]) -> list[int]:
+    """Places of the options on the lower convex hull of error over cost, by rising cost and falling error.
+
+    Args:
+        options: of one item, at least one.
+    """
     order = sorted(range(len(options)), key=lambda i: (options[i].cost, options[i].error, i))
     hull: list[int] = []
     for i in order:
@@ -127,8 +131,16 @@ def _rate(options: Sequence[Option], a: int, b: int) -> float:
     return (options[a].error - options[b].error) / (options[b].cost - options[a].cost)
 
 
-def _ascents(items: Sequence[Sequence[Option]], hulls: Sequence[Sequence[int]]) -> list[tuple[float, int, int]]:
-    """All steps along the hulls, best first."""
+def ascents(items: Sequence[Sequence[Option]], hulls: Sequence[Sequence[int]]) -> list[tuple[float, int, int]]:
+    """All steps along the hulls, best first.
+
+    Args:
+        items: the options of each item.
+        hulls: of each item, by `hull_of`.
+
+    Returns:
+        (error saved per cost, negative; item; place on its hull after the step).
+    """
     steps = [
         (-_rate(items[index], hull[place - 1], hull[place]), index, place)
         for index, hull in enumerate(hulls)

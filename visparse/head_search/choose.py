@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from visparse.head_search.allocate import Allocation, Option, allocate, cheapest
+from visparse.head_search.allocate import Allocation, Option
+from visparse.head_search.allocate_layers import Layer, allocate_layers, cheapest_layers
 from visparse.head_search.candidates import Candidate, Candidates
 from visparse.head_search.costs import Costs
 from visparse.head_search.published import MODES, sparse_vdit
@@ -100,16 +101,19 @@ class Table:
         heads = len(self.error[0, scored[0]][self.candidates.of(family)[0]] or ())
         whole = (costs.dense if density is None else 1.0) * heads
         budget = (attention or density or 0.0) * whole * layers - whole * (layers - len(scored))
-        if density is None:
-            budget -= costs.call.get(family, 0.0) * len(scored)
-        if max_error is None and budget <= 0:
+        calls = 0.0 if density is not None else costs.call.get(family, 0.0) * len(scored)
+        if max_error is None and budget <= calls:
             raise ValueError(self._too_small(family, layers, heads))
-        names, options, items = self._items(family, heads, density is not None, weights, only)
+        parts = self._parts(family, heads, density is not None, weights, only)
         try:
-            found = allocate(items, budget) if max_error is None else cheapest(items, max_error**2 * len(scored))
+            if max_error is None:
+                found = allocate_layers([layer for _, layer in parts.values()], budget)
+            else:
+                found = cheapest_layers([layer for _, layer in parts.values()], max_error**2 * len(scored))
         except ValueError as error:
             raise ValueError(f"{family} family: {error}") from None
-        picked = {name: own[pick] for name, own, pick in zip(names, options, found.picks, strict=True)}
+        options = {(*part, head): known for part, (known, _) in parts.items() for head in range(heads)}
+        picked = {name: own[pick] for (name, own), pick in zip(options.items(), found.picks, strict=True)}
         return self._chosen(family, picked, layers, heads, found, weights)
 
     def uniform(self, family: str, place: int, layers: int) -> Chosen:
@@ -128,6 +132,21 @@ class Table:
             for head in range(heads)
         }
         return self._chosen(family, picked, layers, heads, None, None)
+
+    def parts_of_error(self, chosen: Chosen, weights: Mapping[Part, float]) -> dict[Part, float]:
+        """What each range and layer adds to the predicted squared error of the output.
+
+        Args:
+            chosen: an allocation.
+            weights: as in `by_budget`.
+        """
+        places = {one: place for place, one in enumerate(self.candidates.kept)}
+        shares = self._shares(chosen.family)
+        found = dict.fromkeys(shares, 0.0)
+        for (number, layer, head), one in chosen.picks.items():
+            part = number, layer
+            found[part] += weights[part] * shares[part] * self._at(part, places[one], head)
+        return found
 
     def local_error(self, part: Part, place: int) -> float:
         """Squared relative error of a layer in a range of steps where all its heads have one candidate."""
@@ -152,29 +171,33 @@ class Table:
                 picked[number, layer, head] = dense if best is None else modes[best]
         return self._chosen("plain", picked, layers, heads, None, None)
 
-    def _items(
+    def _parts(
         self,
         family: str,
         heads: int,
         by_density: bool,
         weights: Mapping[Part, float] | None,
         only: Callable[[Candidate], bool] | None,
-    ) -> tuple[list[tuple[int, int, int]], list[list[int]], list[list[Option]]]:
-        """Ranges, layers and heads, the places of their candidates, and these as options."""
-        prices = self.costs.block_density if by_density else self.costs.milliseconds
-        names, options, items = [], [], []
+    ) -> dict[Part, tuple[list[int], Layer]]:
+        """Ranges and layers: the places of their heads' candidates, and these as options."""
+        costs, kept = self.costs, self.candidates.kept
+        prices = costs.block_density if by_density else costs.milliseconds
+        one, call = (1.0, 0.0) if by_density else (costs.dense, costs.call.get(family, 0.0))
+        parts: dict[Part, tuple[list[int], Layer]] = {}
         for part, share in self._shares(family).items():
             weight = share * (1.0 if weights is None else weights[part])
             known = [
                 place
                 for place in self.candidates.of(family)
-                if self.error[part][place] is not None and (only is None or only(self.candidates.kept[place]))
+                if self.error[part][place] is not None and (only is None or only(kept[place]))
             ]
-            for head in range(heads):
-                names.append((*part, head))
-                options.append(known)
-                items.append([Option(share * prices[p], weight * self._at(part, p, head)) for p in known])
-        return names, options, items
+            items = [
+                [Option(share * prices[p], weight * self._at(part, p, head)) for p in known] for head in range(heads)
+            ]
+            at = next((at for at, p in enumerate(known) if isinstance(kept[p].pattern, Dense)), None)
+            whole = None if at is None else Option(share * heads * one, sum(options[at].error for options in items))
+            parts[part] = known, Layer(heads=items, call=share * call, place=at, dense=whole)
+        return parts
 
     def _too_small(self, family: str, layers: int, heads: int) -> str:
         """Why nothing is left for blocks."""
