@@ -144,9 +144,9 @@ def test_one_group_is_sparse_in_one_range():
     asked = []
 
     class Judge:
-        def error(self, plan, label):
+        def errors(self, plan, label):
             asked.append(label)
-            return 0.0 if "layers 0" in label else 0.1
+            return (0.0, 0.0) if "layers 0" in label else (0.1, 0.1)
 
     weights = find_weights(table, "foveal", 0.3, 2, plain, 4, Judge())
     assert asked == [f"layers {span}, range {number}" for number in (1, 2) for span in ("0 to 1", "2 to 2")]
@@ -162,7 +162,17 @@ def test_one_group_is_sparse_in_one_range():
         ** 0.5
     )
     assert chosen.picks[0, 2, 0].name == "dense"  # all that counts is layer 2
-    Judge.error = lambda self, plan, label: None
+    # a prompt with large errors in all groups says no more than the others
+    found = [(1.0, 0.1), (2.0, 0.1), (1.0, 0.3), (2.0, 0.1)]
+    Judge.errors = lambda self, plan, label: found[asked.append(label) or len(asked) - 5]
+    weights = find_weights(table, "foveal", 0.3, 2, plain, 4, Judge())
+    # squared errors over the sums, 10 and 0.12, times the mean of these
+    squared = [5.06 / 2 * (a**2 / 10 + b**2 / 0.12) for a, b in found]
+    own = [0.5 * HEADS * error for error in (0.01 + 0.02, 0.03)]
+    for number in range(2):
+        assert weights[number, 0] == weights[number, 1] == pytest.approx(squared[2 * number] / own[0])
+        assert weights[number, 2] == pytest.approx(squared[2 * number + 1] / own[1])
+    Judge.errors = lambda self, plan, label: None
     assert find_weights(table, "foveal", 0.3, 2, plain, 4, Judge()) is None
 
 
@@ -212,6 +222,7 @@ def test_pictures_are_judged_as_frames_are(monkeypatch, kind):
     work = WorkFile(None, {})
     judge = OutputJudge(None, generate, 2, work)
     assert judge.error(plan, "one") == pytest.approx(0.15)
+    assert judge.errors(plan, "one") == pytest.approx((0.1, 0.2))
     assert made == [(0, False), (1, False), (0, True), (1, True)]
     assert judge.error(plan, "again") == pytest.approx(0.15)
     assert len(made) == 4

@@ -74,7 +74,9 @@ def add_parser(commands: Any) -> None:
     run.add_argument("--device", default="auto", metavar="auto|cpu|cuda")
     run.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     run.add_argument("--budget-minutes", type=float, metavar="N", help="what is not scored by then stays dense")
-    run.add_argument("--refine", type=int, default=0, metavar="N", help="judge N allocations by the model's output")
+    run.add_argument(
+        "--refine", type=int, default=0, metavar="N", help="judge N allocations by the model's output, 12 is thorough"
+    )
     run.add_argument(
         "--weigh", type=int, default=0, metavar="N", help="with --refine: measure what N groups of layers matter"
     )

@@ -69,15 +69,16 @@ def search(
             What it costs: `rates` (device whose rates count; None: this one), `probe` (True: two plans of each family
             run for a few steps, and costs are brought to what they took; not with the rates of another device),
             `share` (of attention in a dense step; None: measured).
-            What the output says, of pipelines, on two prompts: `refine` (so many allocations are judged by decoded
-            frames, and the best one is taken; 0: none), `weigh` (so many groups of layers are made sparse alone, in
-            each range of steps; the error of the output says what each weighs; 0: all alike), `try_dense_steps` and
-            `try_refresh` (other schedules at the same `speedup`; the best one is taken).
+            What the output says, of pipelines, on the first four prompts: `refine` (so many allocations are judged by
+            decoded frames, and the best one is taken; 0: none; the first four are fixed ways to weigh errors, those
+            after them change the weight of one group of layers at a time), `weigh` (so many groups of layers are made
+            sparse alone, in each range of steps; the error of the output says what each weighs; 0: all alike),
+            `try_dense_steps` and `try_refresh` (other schedules at the same `speedup`; the best one is taken).
             Besides: `minutes` (what is not scored by then stays dense, and nothing is judged after it), `name`.
 
     Returns:
         The plan; its `measured` holds what is predicted, and what was judged (`output_errors`, `weights`,
-        `schedules`); its `notes` say what is missing.
+        `climb`, `schedules`); its `notes` say what is missing.
 
     Raises:
         ValueError: a setting is out of its range, the goal is beyond the ceiling or the budget too small, the work file

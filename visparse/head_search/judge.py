@@ -53,11 +53,21 @@ class OutputJudge:
             plan: to be judged.
             label: for whoever watches.
         """
+        found = self.errors(plan, label)
+        return None if found is None else sum(found) / len(found)
+
+    def errors(self, plan: SparsePlan, label: str) -> tuple[float, ...] | None:
+        """Root mean square error of the output for each prompt; None where the time is over.
+
+        Args:
+            plan: to be judged.
+            label: for whoever watches.
+        """
         import visparse
 
-        key = f"output error of {digest(plan)}"
+        key = f"output errors of {digest(plan)}"
         if key in self.work.facts:
-            return float(self.work.facts[key])
+            return tuple(self.work.facts[key])
         if self.deadline is not None and time.perf_counter() > self.deadline:
             return None
         if not self._dense:
@@ -66,9 +76,8 @@ class OutputJudge:
         self.before_run(label)
         with visparse.sparsify(self.pipe, plan):
             made = [_output(self.generate(prompt)) for prompt in range(self.prompts)]
-        errors = [float((a - b).square().mean().sqrt()) for a, b in zip(made, self._dense, strict=True)]
-        self.work.note({key: sum(errors) / len(errors)})
-        return float(self.work.facts[key])
+        self.work.note({key: [float((a - b).square().mean().sqrt()) for a, b in zip(made, self._dense, strict=True)]})
+        return tuple(self.work.facts[key])
 
 
 def digest(plan: SparsePlan) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from visparse.head_search.choose import Chosen, Table
+from visparse.head_search.climb import climb
 from visparse.head_search.judge import OutputJudge
 from visparse.head_search.ready import Ready
 from visparse.head_search.record import Recorder
@@ -18,7 +20,9 @@ from visparse.plan import SparsePlan
 if TYPE_CHECKING:
     from visparse.head_search.searcher import Searcher
 
-_JUDGED = 2  # prompts
+_JUDGED = 4  # prompts, at most
+_WAYS = 4  # allocations before the climb
+_GROUPS = 8  # of layers, in a climb where no weights were measured
 
 
 def refined(searcher: Searcher, table: Table, ready: Ready, recorder: Recorder) -> SparsePlan:
@@ -61,8 +65,10 @@ def refined(searcher: Searcher, table: Table, ready: Ready, recorder: Recorder) 
             [float(f"{weights[number, layer]:.4g}") for layer in table.layers] for number in range(table.ranges)
         ]
     plan = found.plan
+    variant = next(v for v in variants_of(list(ready.targets), weights) if v.name == found.taken)
+    if settings.refine > _WAYS and found.errors:
+        variant, plan, entries["climb"] = _climbed(searcher, table, ready, recorder, variant, judge, weights)
     if settings.try_dense_steps or settings.try_refresh:
-        variant = next(v for v in variants_of(list(ready.targets), weights) if v.name == found.taken)
         plan, entries["schedules"] = _schedules(searcher, table, ready, recorder, variant, judge, plan)
     return recorder.with_entries(plan, entries)
 
@@ -72,7 +78,7 @@ def _allocations(
 ) -> tuple[dict[str, tuple[Chosen, SparsePlan]], list[ValueError]]:
     settings, refused = searcher.settings, []
     made: dict[str, tuple[Chosen, SparsePlan]] = {}
-    for variant in variants_of(list(ready.targets), weights)[: settings.refine]:
+    for variant in variants_of(list(ready.targets), weights)[: min(settings.refine, _WAYS)]:
         try:
             chosen = _allocate(searcher, table, variant, ready.targets[variant.family])
         except ValueError as error:
@@ -93,6 +99,39 @@ def _allocate(searcher: Searcher, table: Table, variant: Variant, attention: flo
         weights=variant.weights(sorted(table.error)),
         only=variant.only,
     )
+
+
+def _climbed(
+    searcher: Searcher,
+    table: Table,
+    ready: Ready,
+    recorder: Recorder,
+    variant: Variant,
+    judge: OutputJudge,
+    measured: Weights | None,
+) -> tuple[Variant, SparsePlan, dict[str, Any]]:
+    """Other weights than those of the best way, as many as are left of `refine`; way, plan, and what was tried."""
+    settings, parts = searcher.settings, sorted(table.error)
+
+    def make(weights: Weights) -> tuple[Chosen, SparsePlan]:
+        own = replace(variant, weights=lambda parts: weights)
+        chosen = _allocate(searcher, table, own, ready.targets[variant.family])
+        return chosen, recorder.plan(chosen)
+
+    found = climb(
+        table,
+        variant.weights(parts) or dict.fromkeys(parts, 1.0),
+        make,
+        judge,
+        groups=settings.weigh or _GROUPS,
+        tries=settings.refine - _WAYS,
+        measured=measured,
+    )
+    weights = found.weights
+    entry: dict[str, Any] = {"error": round(found.error, 4), "tried": list(found.tried)}
+    absolute = judge.error(found.plan, "climbed")
+    entry["output_error"] = None if absolute is None else round(absolute, 6)
+    return replace(variant, weights=lambda parts: weights), found.plan, entry
 
 
 def _schedules(

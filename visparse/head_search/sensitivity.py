@@ -105,19 +105,35 @@ def find_weights(
         judge: of the output.
 
     Returns:
-        (range, layer) -> weight: squared error of the output over the squared errors of the group's layers. None where
-        the time was over.
+        (range, layer) -> weight: squared error of the output over the squared errors of the group's layers, mean over
+        prompts that count alike. None where the time was over.
     """
     place = reference_place(table, family, attention)
-    weights: dict[Part, float] = {}
     shares = table.schedules[family].weights
+    found: dict[tuple[Part, ...], tuple[float, ...]] = {}
     for number in range(table.ranges):
         for group in groups_of(table.layers, groups):
             plan = group_plan(table, family, place, group, number, base, refresh)
-            error = judge.error(plan, f"layers {group[0]} to {group[-1]}, range {number + 1}")
-            if error is None:
+            errors = judge.errors(plan, f"layers {group[0]} to {group[-1]}, range {number + 1}")
+            if errors is None:
                 return None
-            own = shares[number] * sum(table.local_error((number, layer), place) for layer in group)
-            for layer in group:
-                weights[number, layer] = error**2 / max(own, _EXACT)
+            found[tuple((number, layer) for layer in group)] = errors
+    weights: dict[Part, float] = {}
+    for parts, squared in zip(found, _evenly(list(found.values())), strict=True):
+        own = shares[parts[0][0]] * sum(table.local_error(part, place) for part in parts)
+        weights |= dict.fromkeys(parts, squared / max(own, _EXACT))
     return weights
+
+
+def _evenly(errors: Sequence[Sequence[float]]) -> list[float]:
+    """Mean squared errors over prompts that count alike, however large the errors of each are in all groups together.
+
+    Args:
+        errors: for each group, one for each prompt.
+    """
+    totals = [sum(error**2 for error in own) for own in zip(*errors, strict=True)]
+    mean = sum(totals) / len(totals)
+    return [
+        sum(mean * error**2 / total for error, total in zip(group, totals, strict=True) if total) / len(totals)
+        for group in errors
+    ]
