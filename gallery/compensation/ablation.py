@@ -1,7 +1,8 @@
 """What each compensation is worth: patterns x compensations x density x dense steps on the model that ships.
 
     python gallery/compensation/ablation.py --device cuda --out ablation.json
-    python gallery/compensation/ablation.py --table ablation.json
+    python gallery/compensation/ablation.py --device cuda --out rest.json --without ablation.json
+    python gallery/compensation/ablation.py --table ablation.json rest.json
 
 Every row is compared with the dense run of the same prompt and seed. Beside the plans stand the floor (dense again, in
 another order of addition) and the rival, dense with fewer steps. Quality is measured in batches, time on one clip at a
@@ -20,6 +21,7 @@ from typing import Any
 
 from ablation_cases import StaticChoice, all_cases, plan_of
 from ablation_clips import SIZES, Studio, calibration_wishes, wishes
+from ablation_merge import check_same, known_choices, merged
 from ablation_rows import Row, Runner, judged, run_all
 from ablation_static import FAMILIES, best, candidates
 from ablation_table import table
@@ -48,16 +50,19 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--densities", type=float, nargs="+", default=[0.125, 0.25], help="block densities of the sparse rows")
     add("--fewer", help="numbers of steps of the rival, such as 4,6,8; default: all from the dense steps on")
     add("--only", default="", help="only sparse rows whose name this regular expression finds")
+    add("--without", type=Path, nargs="+", help="only sparse rows that these results lack, with their static patterns")
     add("--limit", type=int, help="only so many sparse rows, the most telling first")
     add("--batch", type=int, help="clips at a time; default 16 on a GPU, 1 on a CPU")
     add("--repeats", type=int, help="timed runs a row; default 3 on a GPU; 0 on a CPU: the judged clips are timed")
     add("--calibrate", type=int, help="static patterns tried for each density; default 4 on a GPU, 1 (none) on a CPU")
     add("--seconds", type=float, default=1e9, help="begin no row after so many seconds")
     add("--out", type=Path, help="the JSON file to write")
-    add("--table", type=Path, help="only print the table of this file")
+    add(
+        "--table", type=Path, nargs="+", help="run nothing, print one table of these files; --out: write it as one file"
+    )
     args = parser.parse_args(arguments)
-    if (args.out is None) == (args.table is None):
-        parser.error("wanted either --out FILE or --table FILE")
+    if args.out is None and args.table is None:
+        parser.error("wanted --out FILE, --table FILE or both")
     if not all(0 < density < 1 for density in args.densities):
         parser.error(f"--densities: wanted shares between 0 and 1, got {args.densities}")
     if args.dense_steps < 1 or args.steps < args.dense_steps + 3:
@@ -79,7 +84,8 @@ class Ablation:
         self.wanted = wishes(args.prompts, args.seeds)
         self.runner = Runner(self.studio, self.wanted, args.steps, repeats)
         self.settings: dict[str, Any] = {
-            **{key: value for key, value in vars(args).items() if key not in ("out", "table")},
+            **{key: value for key, value in vars(args).items() if key not in ("out", "table", "without")},
+            "without": [path.name for path in args.without or ()],
             "batch": batch,
             "repeats": repeats,
             "calibrate": self.tries,
@@ -97,11 +103,18 @@ class Ablation:
             "failed": [],
         }
         self.record: Record | None = None
+        self.earlier = read_all(args.without) if args.without else None
+        if self.earlier is not None:
+            check_same(self.settings, self.earlier.settings, "--without")
 
     def static_choices(self) -> list[StaticChoice]:
-        """The best static patterns, by clips that are not judged."""
+        """The best static patterns, by clips that are not judged; those of earlier results where they have some."""
         args, device, size = self.args, self.studio.device, self.studio.size
-        dense = self.studio.make(calibration_wishes(), args.steps) if self.tries > 1 else None
+        known = [] if self.earlier is None else self.earlier.settings["static"]
+        targets = [target for target in args.densities if not any(entry["target"] == target for entry in known)]
+        chosen = [one for target in args.densities for one in known_choices(known, target)]
+        self.settings["static"] += [entry for entry in known if entry["target"] in args.densities]
+        dense = self.studio.make(calibration_wishes(), args.steps) if self.tries > 1 and targets else None
 
         def judge(proxies: Proxies | None) -> Callable[[Pattern], float]:
             def psnr(pattern: Pattern) -> float:
@@ -111,8 +124,7 @@ class Ablation:
 
             return psnr
 
-        chosen = []
-        for target in args.densities:
+        for target in targets:
             for family in FAMILIES:
                 taken = []
                 for proxies in (None, Proxies()):
@@ -139,7 +151,8 @@ class Ablation:
         """Run everything that fits into the time."""
         args, runner = self.args, self.runner
         cases = all_cases(self.static_choices(), args.densities, args.steps, args.dense_steps)
-        cases = [case for case in cases if re.search(args.only, case.name)][: args.limit]
+        have = set() if self.earlier is None else {row["label"] for row in self.earlier.rows}
+        cases = [case for case in cases if re.search(args.only, case.name) and case.name not in have][: args.limit]
         fewer = [int(n) for n in args.fewer.split(",")] if args.fewer else range(max(2, args.dense_steps), args.steps)
         jobs: list[tuple[str, Callable[[], Row]]] = [("dense", runner.dense), ("floor", runner.floor)]
         jobs += [(f"dense, {n} steps", lambda n=n: runner.fewer(n)) for n in fewer]  # type: ignore[misc]
@@ -166,10 +179,17 @@ class Ablation:
         return spent < self.args.seconds
 
 
+def read_all(paths: Sequence[Path]) -> Record:
+    """Several files as one record."""
+    return merged({str(path): Record.read(path) for path in paths})
+
+
 def main() -> None:
     """Run the command."""
     args = parse_arguments()
-    record = Record.read(args.table) if args.table else Ablation(args).run()
+    record = read_all(args.table) if args.table else Ablation(args).run()
+    if args.table and args.out:
+        record.write(args.out)
     print(table(record.rows, record.settings))
     if record.settings.get("failed"):
         sys.exit(1)

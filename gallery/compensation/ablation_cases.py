@@ -6,6 +6,7 @@ from itertools import chain
 
 from visparse import SparsePlan
 from visparse.compensation import Proxies, ReuseResidual, ReuseStatistics
+from visparse.compensation.refresh import Overlap
 from visparse.patterns import Pattern, Radial, TopK
 from visparse.templates import PatternTemplate
 
@@ -22,7 +23,20 @@ _TELLING = (
     "top-k mass, dropped",
     "top-k pooled + proxies",
     "foveal, spread, 1 refresh",
+    "foveal, overlap 0.8",
+    "foveal, 2 refreshes",
+    "foveal, overlap 0.9",
+    "foveal, 3 refreshes",
+    "foveal, overlap 0.7",
+    "foveal, overlap 0.8, at most 1",
+    "neighborhood + proxies",
+    "decay + proxies",
+    "neighborhood + statistics",
+    "decay + statistics",
+    "radial, dropped",
 )
+_WITH_MORE_DENSE = 6  # of the rows above
+_OVERLAPS = ({"below": 0.7}, {"below": 0.8}, {"below": 0.9}, {"below": 0.8, "most": 1})
 STORAGES = ("fp8", "average", "average-fp8", "low-rank")
 
 
@@ -83,15 +97,26 @@ def all_cases(static: list[StaticChoice], targets: Sequence[float], steps: int, 
         steps: of a run.
         dense_steps: at its start; some rows have one more, and say so.
     """
-    middle = dense_steps + (steps - dense_steps) // 2
+    middle = _spaced(1, steps, dense_steps)[0]
     by_target = [
-        [*_selected(t, dense_steps, middle, t == targets[0]), *_static(static, t, dense_steps, middle)] for t in targets
+        [
+            *_selected(t, dense_steps, middle, t == targets[0]),
+            *_refreshed(t, steps, dense_steps),
+            *_static(static, t, dense_steps, middle),
+        ]
+        for t in targets
     ]
-    telling = [case for name in _TELLING for rows in by_target for case in rows if case.name.split(" @ ")[0] == name]
-    more = [_more_dense(case, dense_steps + 1) for case in telling if case.target == targets[0]][: len(_TELLING) // 2]
-    cases = [*telling, *more, *_storages(targets[0], dense_steps), *_fine(targets[0], dense_steps)]
-    cases += [case for case in chain(*by_target) if case not in telling]
-    return [*cases, _published(dense_steps)]
+    rows = [*chain(*by_target), _published(dense_steps)]
+    others = chain(*reversed(by_target))
+    telling = [case for name in _TELLING for case in rows if case.name.split(" @ ")[0] == name]
+    first = [case for case in telling if case.target == targets[0]][:_WITH_MORE_DENSE]
+    return [
+        *telling,
+        *(case for case in others if case not in telling),
+        *_fine(targets[0], dense_steps),
+        *(_more_dense(case, dense_steps + 1) for case in first),
+        *_storages(targets[0], dense_steps),
+    ]
 
 
 def _static(choices: list[StaticChoice], target: float, dense: int, middle: int) -> list[Case]:
@@ -140,6 +165,33 @@ def _selected(target: float, dense: int, middle: int, spreads: bool) -> list[Cas
             plans[name, "4 proxies a tile"] = plan_of(top, dense, Proxies(per_tile=4))
             plans[foveal, "4 proxies a tile, 1 refresh"] = plan_of(renewed, dense, Proxies(per_tile=4), None, again)
     return [Case(name=_name(who, what, target), target=target, plan=plan) for (who, what), plan in plans.items()]
+
+
+def _refreshed(target: float, steps: int, dense: int) -> list[Case]:
+    """Foveal measured again at equal spacing, and where the overlap of its choices falls."""
+    rules: dict[str, Overlap | tuple[int, ...]] = {f"{n} refreshes": _spaced(n, steps, dense) for n in (2, 3)}
+    for entry in _OVERLAPS:
+        rule = Overlap(**entry)
+        rules[f"overlap {rule.below}{'' if rule.most is None else f', at most {rule.most}'}"] = rule
+    return [
+        Case(
+            name=_name("foveal", what, target),
+            target=target,
+            plan=plan_of(
+                TopK(share=target, score="mass_variance", refresh=rule),
+                dense,
+                Proxies(),
+                None,
+                ReuseResidual(storage="full", refresh=rule),
+            ),
+        )
+        for what, rule in rules.items()
+    ]
+
+
+def _spaced(count: int, steps: int, dense: int) -> tuple[int, ...]:
+    """Steps of so many measurements that cut the sparse steps into equal parts, as far as that goes."""
+    return tuple(dense + (steps - dense) * at // (count + 1) for at in range(1, count + 1))
 
 
 def _storages(target: float, dense: int) -> list[Case]:

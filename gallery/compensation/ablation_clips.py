@@ -71,12 +71,27 @@ def wishes(prompts: int, seeds: int) -> list[Wish]:
     return [Wish(text, 1000 * seed + at) for seed in range(seeds) for at, text in enumerate(held_out_prompts(prompts))]
 
 
-def calibration_wishes() -> list[Wish]:
-    """Two clips by which static patterns are chosen; neither their prompts nor their seeds are judged."""
-    return [
-        Wish("a leopard, the camera pans right, zooms in", 900_001),
-        Wish("a sailboat, the camera pans up, zooms out", 900_002),
+def calibration_wishes(count: int = 2) -> list[Wish]:
+    """Clips by which plans are searched and patterns are chosen; neither their prompts nor their seeds are judged.
+
+    Their things were trained, as those of the judged ones were, but none is among these.
+
+    Args:
+        count: at most 8.
+    """
+    every = [
+        "a leopard, the camera pans right, zooms in",
+        "a sailboat, the camera pans up, zooms out",
+        "a stop sign, the camera pans left, zooms out",
+        "a soccer ball, the camera pans down, zooms in",
+        "a leopard, the camera pans down, zooms out",
+        "a sailboat, the camera pans left, zooms in",
+        "a stop sign, the camera pans up, zooms in",
+        "a soccer ball, the camera pans right, zooms out",
     ]
+    if not 1 <= count <= len(every):
+        raise ValueError(f"calibration: wanted 1 to {len(every)} prompts, got {count}")
+    return [Wish(text, 900_001 + at) for at, text in enumerate(every[:count])]
 
 
 @dataclass(frozen=True)
@@ -116,6 +131,7 @@ class Studio:
         steps: int,
         *,
         before_last: Callable[[], None] | None = None,
+        after_batch: Callable[[], None] | None = None,
     ) -> Clips:
         """Make clips.
 
@@ -123,9 +139,13 @@ class Studio:
             wanted: the clips.
             steps: of the denoiser.
             before_last: called once, after the last step but one of the first batch.
+            after_batch: called after each batch.
         """
-        batches = [self._batch(wanted[at : at + self.batch], steps, before_last if at == 0 else None)
-                   for at in range(0, len(wanted), self.batch)]  # fmt: skip
+        batches = []
+        for at in range(0, len(wanted), self.batch):
+            batches.append(self._batch(wanted[at : at + self.batch], steps, before_last if at == 0 else None))
+            if after_batch is not None:
+                after_batch()
         return Clips(
             torch.cat([made.frames for made in batches]),
             torch.cat([made.latents for made in batches]),

@@ -82,10 +82,12 @@ class Runner:
         around: AbstractContextManager[Any] | None = None,
     ) -> tuple[Row, Clips]:
         reports: list[dict[str, Any]] = []
+        after: list[dict[str, Any]] = []
         with quiet_warnings() as warned, self._sparse(plan, settings) as handle, around or nullcontext():
             note = None if handle is None else lambda: reports.append(handle.report().to_dict())
-            made = self.studio.make(self.wanted, steps, before_last=note)
-            last = None if handle is None else handle.report().to_dict()
+            after_batch = None if handle is None else lambda: after.append(handle.report().to_dict())
+            made = self.studio.make(self.wanted, steps, before_last=note, after_batch=after_batch)
+        last = after[-1] if after else None
         row: Row = {
             "plan": plan_name,
             "label": label,
@@ -102,6 +104,7 @@ class Runner:
             row |= {key: value for key, value in coverage.to_dict().items() if key != "grid"}
             kept = reports[0]["models"][0]["state_bytes"] if reports else None
             row["state_bytes_per_clip"] = None if kept is None else kept // min(self.studio.batch, len(self.wanted))
+            row |= _by_overlap(after)
         if self.reference is not None:
             row |= quality(made, self.reference)
         return row | self._times(made, plan, settings, steps, around, last), made
@@ -128,6 +131,7 @@ class Runner:
                         self.studio.make(self.wanted[:1], steps)
                     last = None if handle is None else handle.report().to_dict()
         model = None if last is None else last["models"][0]
+        again = {"refreshed_at_timed": list(model["refreshed_at"])} if model and model["overlaps"] else {}
         return {
             "repeats": len(whole),
             "seconds": median(whole),
@@ -136,6 +140,7 @@ class Runner:
             "seconds_denoise_all": denoise,
             "attention_seconds": None if model is None else model["attention_seconds"],
             "attention_share": None if model is None else model["attention_share"],
+            **again,
         }
 
     def _timed(self, around: AbstractContextManager[Any], steps: int) -> list[float]:
@@ -144,6 +149,17 @@ class Runner:
 
     def _sparse(self, plan: SparsePlan | None, settings: Mapping[str, Any]) -> AbstractContextManager[Handle | None]:
         return nullcontext(None) if plan is None else visparse.sparsify(self.studio.pipe, plan, **settings)
+
+
+def _by_overlap(reports: Sequence[Mapping[str, Any]]) -> Row:
+    """What the overlap decided: steps that were measured again and overlaps found, batch by batch."""
+    models = [report["models"][0] for report in reports]
+    if not any(model["overlaps"] for model in models):
+        return {}
+    return {
+        "refreshed_at": [list(model["refreshed_at"]) for model in models],
+        "overlaps": [{str(step): round(found, 4) for step, found in model["overlaps"].items()} for model in models],
+    }
 
 
 def judged(rows: Sequence[Row], steps: int) -> list[Row]:

@@ -1,5 +1,6 @@
 """The result as a table in text."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -34,13 +35,22 @@ def table(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str
     lines += ["", _LEGEND]
     if share is not None:
         lines.append(f"attention takes {share:.0%} of a dense step here.")
+    lines += [_decided(row) for row in sparse if "refreshed_at" in row]
     again = settings.get("dense_seconds_at_end")
     if again:
         lines.append(f"dense again at the end: {', '.join(f'{value:.3f} s' for value in again)}")
     if settings.get("not_run"):
         lines.append(f"not run ({len(settings['not_run'])}): {'; '.join(settings['not_run'])}")
     lines += [f"failed: {text}" for text in settings.get("failed", [])]
+    if settings.get("left_out"):
+        lines.append(f"left out, with other static patterns: {'; '.join(settings['left_out'])}")
     return "\n".join(lines)
+
+
+def _decided(row: Mapping[str, Any]) -> str:
+    counts = Counter(", ".join(map(str, steps)) or "none" for steps in row["refreshed_at"])
+    found = "; ".join(f"{steps} ({count} of {counts.total()})" for steps, count in counts.items())
+    return f"{row['label']}: steps measured again, by batches: {found}"
 
 
 def _line(row: Mapping[str, Any]) -> str:

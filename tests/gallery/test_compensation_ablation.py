@@ -284,7 +284,7 @@ def test_what_the_time_did_not_allow_and_what_failed_is_listed(load: Load) -> No
 @pytest.mark.parametrize(
     ("command", "text"),
     [
-        ([], "wanted either --out FILE or --table FILE"),
+        ([], "wanted --out FILE, --table FILE or both"),
         (["--out", "x", "--densities", "0.1", "12.5"], "--densities: wanted shares between 0 and 1, got [0.1, 12.5]"),
         (["--out", "x", "--steps", "5"], "--steps: wanted at least --dense-steps + 3"),
     ],
