@@ -1,6 +1,7 @@
 """Several results of the ablation as one table, and what of it need not run again."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ablation_cases import StaticChoice
@@ -35,7 +36,7 @@ def merged(records: Mapping[str, Record]) -> Record:
     names do not tell. Each row's time is judged within its own run; `part` says which.
 
     Args:
-        records: file name -> what it holds.
+        records: path -> what that file holds.
 
     Returns:
         Device, versions, date and commit of the last; those of all are in `parts` of the settings.
@@ -56,7 +57,7 @@ def merged(records: Mapping[str, Record]) -> Record:
     for part, (name, record) in enumerate(records.items()):
         for row in record.rows:
             if not _is_chosen(row, static):
-                left_out.append(f"{row['label']} ({name})")
+                left_out.append(f"{row['label']} ({Path(name).name})")
             elif row["plan"] == "sparse" or part == 0:
                 rows[row["label"]] = {**row, "part": part}
     last = list(records.values())[-1]

@@ -32,7 +32,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
 
 
 def records() -> dict[str, Record]:
-    return {path.name: Record.read(path) for path in (SMALL, MORE)}
+    return {str(path): Record.read(path) for path in (SMALL, MORE)}
 
 
 def labels(record: Record) -> list[str]:
@@ -64,7 +64,7 @@ def test_rows_with_other_static_patterns_than_the_first_are_left_out(load: Load)
 
 
 def test_the_last_row_of_a_name_counts(load: Load) -> None:
-    small = records()[SMALL.name]
+    small = records()[str(SMALL)]
     name = "neighborhood, dropped @ 12.5%"
     again = [{**row, "psnr": 1.5} for row in small.rows if row["label"] in ("dense, 4 steps", name)]
     one = load("ablation_merge").merged({"a": small, "b": replace(small, rows=again)})
@@ -75,7 +75,7 @@ def test_the_last_row_of_a_name_counts(load: Load) -> None:
 
 
 def test_one_result_stays_as_it_is(load: Load) -> None:
-    small = records()[SMALL.name]
+    small = records()[str(SMALL)]
     assert load("ablation_merge").merged({"a": small}) is small
 
 
@@ -88,14 +88,14 @@ def test_one_result_stays_as_it_is(load: Load) -> None:
     ],
 )
 def test_results_that_cannot_stand_in_one_table(load: Load, changed: dict[str, Any], text: str) -> None:
-    small = records()[SMALL.name]
+    small = records()[str(SMALL)]
     other = replace(small, **{key: {**getattr(small, key), **value} for key, value in changed.items()})
     with pytest.raises(ValueError, match=text):
         load("ablation_merge").merged({"a": small, "b": other})
 
 
 def test_the_static_patterns_of_an_earlier_run_are_taken(load: Load) -> None:
-    static = records()[SMALL.name].settings["static"]
+    static = records()[str(SMALL)].settings["static"]
     window, decay = load("ablation_merge").known_choices(static, 0.125)
     assert (window.family, window.target, decay.family) == ("neighborhood", 0.125, "decay")
     assert window.masks.to_dict() == static[0]["pattern"]
