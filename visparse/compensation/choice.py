@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from visparse.compensation.call import Call
+from visparse.compensation.pooled import pooled_tiles
 from visparse.compensation.proxy_table import ProxyTable
 from visparse.compensation.tiles import Tiles, kept_tiles
 from visparse.patterns import Pattern, Selector, Skip, TopK, TopP
@@ -144,12 +145,12 @@ def choose_by_content(
         bool [B, heads with a selector, visual_q, visual_k]; None where no head has one.
     """
     chosen: dict[int, Tensor] = {}
-    alike: dict[tuple[str, int], list[ByContent]] = {}  # one launch for all heads whose scores are made in one way
+    alike: dict[tuple[str, int, int], list[ByContent]] = {}  # one launch for all heads whose scores are made in one way
     for one in by_content(names, patterns):
         if one.selector.reused and kept is not None:
             chosen |= {place: kept[:, place] for place in one.places}
         else:
-            alike.setdefault((one.selector.score, one.selector.sample), []).append(one)
+            alike.setdefault((one.selector.score, one.selector.sample, one.selector.parts), []).append(one)
     for group in alike.values():
         heads = sorted(head for one in group for head in one.heads)
         scores = _scores(call, tiles, group[0].selector, heads, lse)
@@ -164,18 +165,20 @@ def choose_by_content(
 def _scores(call: Call, tiles: Tiles, selector: Selector, heads: list[int], lse: Tensor | None) -> Tensor:
     """Scores of the tiles of the grid for some heads, fp32 [B, n, visual_q, visual_k]."""
     part = call.heads(heads)
+    if not selector.reused:
+        return pooled_tiles(part, tiles, selector)[..., : tiles.visual_q, : tiles.visual_k]
     if lse is not None and part is not call:
         lse = torch.stack([lse[:, head] for head in heads], 1)
     scores = block_scores(
         part.q,
         part.k,
-        lse if selector.reused else None,
+        lse,
         q_order=tiles.q_order,
         k_order=tiles.k_order,
         block_q=tiles.block_q,
         block_k=tiles.block_k,
         kind=selector.score,
-        sample=selector.sample if selector.reused else 1,
+        sample=selector.sample,
         key_bias=part.bias,
         scale=call.scale,
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from visparse.compensation.call import Call
 from visparse.compensation.choice import select
+from visparse.compensation.pooled import pooled_tiles
 from visparse.compensation.proxy_table import ProxyTable, proxy_table
 from visparse.compensation.tiles import tile_blocks, tiles_for
 from visparse.head_search.candidates import FAMILIES, Candidates
@@ -18,7 +19,6 @@ from visparse.head_search.lab import Lab, make_lab
 from visparse.head_search.rows import Rows, kept_keys, kept_tiles, sample_rows
 from visparse.layout import Layout
 from visparse.patterns import Dense, Pattern, Selector, Skip
-from visparse_kernels import block_scores
 
 _NUMBERS = 1 << 26  # of one table of logits: 256 MiB; a call needs about six of these
 
@@ -216,23 +216,17 @@ class Scorer:
         if not self._pooled:
             return None
         rows, tiles = fixed.rows, fixed.rows.tiles
-        scores = block_scores(
-            call.q,
-            call.k,
-            None,
-            q_order=tiles.q_order,
-            k_order=tiles.k_order,
-            block_q=tiles.block_q,
-            block_k=tiles.block_k,
-            kind="pooled",
-            key_bias=call.bias,
-            scale=call.scale,
-        )[:, :, rows.blocks, : tiles.visual_k]
-        selectors = [pattern for _, pattern in self._pooled if isinstance(pattern, Selector)]
-        found = [self._with_extra(select(pattern, scores)[0], rows) for pattern in selectors]
+        known: dict[tuple[str, int], Tensor] = {}
+        found = []
+        for _, pattern in self._pooled:
+            if isinstance(pattern, Selector):
+                kind = pattern.score, pattern.parts
+                if kind not in known:
+                    known[kind] = pooled_tiles(call, tiles, pattern)[:, :, rows.blocks, : tiles.visual_k]
+                found.append(self._with_extra(select(pattern, known[kind])[0], rows))
         if not found:
-            shape = (scores.shape[1], len(rows.blocks), 0, tiles.n_k)
-            return torch.zeros(shape, dtype=torch.bool, device=scores.device)
+            shape = (call.q.shape[2], len(rows.blocks), 0, tiles.n_k)
+            return torch.zeros(shape, dtype=torch.bool, device=call.q.device)
         return torch.stack(found, 2)
 
     def _with_extra(self, kept: Tensor, rows: Rows) -> Tensor:

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-KINDS = ("mass", "mass_variance", "pooled")
+POOLED = ("pooled", "pooled_variance")
+KINDS = ("mass", "mass_variance", *POOLED)
 IMPLS = ("auto", "reference", "cpu", "triton")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -34,7 +35,7 @@ def check_arguments(
         raise ValueError(f"kind: wanted one of {', '.join(KINDS)}, got {kind!r}; use one of these names")
     if impl not in IMPLS:
         raise ValueError(f"impl: wanted one of {', '.join(IMPLS)}, got {impl!r}; use one of these names")
-    if kind == "pooled" and impl != "auto":
+    if kind in POOLED and impl != "auto":
         raise ValueError(f"impl: wanted 'auto' for pooled scores, which have one form, got {impl!r}; leave it out")
     _check_inputs(q, k)
     for name, order, block in (("q_order", q_order, block_q), ("k_order", k_order, block_k)):
@@ -51,6 +52,31 @@ def check_arguments(
         raise ValueError(
             f"q, k, lse, q_order, k_order, key_bias: wanted one device, got {', '.join(sorted(map(str, devices)))}; "
             "move all of them with .to(device)"
+        )
+
+
+def check_parts(kind: str, rows_q: int, rows_k: int, q_parts: int, k_parts: int) -> None:
+    """Raise where blocks cannot be cut.
+
+    Args:
+        kind: of the scores.
+        rows_q: sampled queries of a block.
+        rows_k: keys of a block.
+        q_parts: of a query block.
+        k_parts: of a key block.
+
+    Raises:
+        ValueError: a number is no divisor, or parts are asked for where there are none.
+    """
+    for name, parts, rows in (("q_parts", q_parts, rows_q), ("k_parts", k_parts, rows_k)):
+        if parts < 1 or rows % parts:
+            raise ValueError(f"{name}: wanted a divisor of {rows} (rows of a block), got {parts}; 1 cuts nothing")
+        if parts > 1 and kind not in POOLED:
+            raise ValueError(f"{name}: wanted 1 for kind={kind!r}, got {parts}; only pooled scores have parts")
+    if kind == "pooled_variance" and k_parts == 1:
+        raise ValueError(
+            "k_parts: wanted at least 2 for kind='pooled_variance', got 1; one mean key has no variance, so all scores "
+            "would be 0"
         )
 
 
@@ -78,7 +104,7 @@ def _check_order(name: str, order: Tensor, block: int) -> None:
 
 def _check_statistics(q: Tensor, k: Tensor, lse: Tensor | None, kind: str, key_bias: Tensor | None) -> None:
     batch, q_len, heads, _ = q.shape
-    if kind != "pooled":
+    if kind not in POOLED:
         if lse is None:
             raise ValueError(
                 f"lse: wanted the log-sum-exp of dense attention for kind={kind!r}, got None; take it from "
