@@ -13,6 +13,7 @@ from vit import SaliencyViT
 
 from visparse import SparsePlan
 from visparse.head_search.build import build_plan
+from visparse.head_search.candidates import PARTS
 from visparse.head_search.choose import Chosen, Table
 from visparse.head_search.judge import OutputJudge
 from visparse.head_search.probe import Line
@@ -36,7 +37,10 @@ def more_sizes(grid: tuple[int, int]) -> dict[str, Pattern]:
     Args:
         grid: (height, width) in tokens.
     """
-    found: dict[str, Pattern] = {f"share{share}": TopK(share=share / 100, score="pooled") for share in _SHARES}
+    found: dict[str, Pattern] = {}
+    for share in _SHARES:
+        found[f"share{share}"] = TopK(share=share / 100, score="pooled", parts=PARTS)
+        found[f"share_v{share}"] = TopK(share=share / 100, score="pooled_variance", parts=PARTS)
     for name, parts in _WINDOWS.items():
         high, wide = (max(1, round(length * part)) for length, part in zip(grid, parts, strict=True))
         found[name] = Neighborhood(window=(1, high, wide), stride=(1, min(8, high), min(8, wide)))

@@ -11,13 +11,14 @@ from pathlib import Path
 import torch
 
 from visparse import Proxies, SparsePlan
-from visparse.head_search.candidates import Candidate
+from visparse.head_search.candidates import PARTS, Candidate
 from visparse.head_search.costs import make_costs
 from visparse.head_search.probe import Line
 from visparse.layout import Grid, Layout
 from visparse.patterns import Pattern, TopK
 
-UNIFORM = "pooled top-k and proxies"
+UNIFORM = "pooled top-k and proxies"  # one mean of each tile, as published
+FINER = "pooled top-k of parts and proxies"
 _FARTHER = 3  # costs rise with sizes, but for steps of whole blocks
 
 
@@ -34,12 +35,14 @@ def rungs_of(grid: Grid) -> dict[str, Sequence[Pattern]]:
         sys.path.remove(folder)
     once = {tuple(rungs): kind for kind, rungs in reversed(kinds.items())}
     kinds = {kind: kinds[kind] for kind in kinds if kind in once.values()}
-    return {UNIFORM: [TopK(share=n / 200, score="pooled") for n in range(1, 200)], **kinds}
+    shares = [n / 200 for n in range(1, 200)]
+    finer = [TopK(share=share, score="pooled_variance", parts=PARTS) for share in shares]
+    return {UNIFORM: [TopK(share=share, score="pooled") for share in shares], FINER: finer, **kinds}
 
 
 def family_of(kind: str) -> str:
     """The search's family that a kind of single plans belongs to."""
-    return "pooled" if kind == UNIFORM else "plain"
+    return "pooled" if kind in (UNIFORM, FINER) else "plain"
 
 
 @dataclass
@@ -95,16 +98,16 @@ class Prices:
 
 
 def single_plan(kind: str, pattern: Pattern, per_tile: int = 1) -> SparsePlan:
-    """The plan in which every head of every layer has one pattern; `UNIFORM` with proxies for the other tiles.
+    """The plan in which every head of every layer has one pattern; `UNIFORM` and `FINER` with proxies for other tiles.
 
     Args:
         kind: of `rungs_of`.
         pattern: one of its sizes.
-        per_tile: proxies of each tile, for `UNIFORM`.
+        per_tile: proxies of each tile, for these two.
     """
     return SparsePlan(
         name=kind,
         patterns={"all": pattern.to_dict()},  # type: ignore[dict-item]
         default="all",
-        proxies=Proxies(per_tile=per_tile) if kind == UNIFORM else None,
+        proxies=Proxies(per_tile=per_tile) if kind in (UNIFORM, FINER) else None,
     )

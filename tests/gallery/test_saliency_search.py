@@ -110,14 +110,17 @@ def test_times_are_for_one_picture(recipe: Callable[[str], ModuleType], model: S
 def test_kinds_that_are_the_same_on_a_picture_count_once(recipe: Callable[[str], ModuleType]) -> None:
     prices = recipe("search_prices")
     kinds = prices.rungs_of((1, 24, 24))
-    assert {"tube", "halo", "disc", "band", "stripes", "strided", prices.UNIFORM} <= set(kinds)
+    assert {"tube", "halo", "disc", "band", "stripes", "strided", prices.UNIFORM, prices.FINER} <= set(kinds)
     assert not {"own frame", "window of half the frames"} & set(kinds)
     assert len({tuple(rungs) for rungs in kinds.values()}) == len(kinds)
-    assert [prices.family_of(kind) for kind in ("band", prices.UNIFORM)] == ["plain", "pooled"]
-    plan = prices.single_plan(prices.UNIFORM, TopK(share=0.5, score="pooled"), 4)
-    assert plan.proxies is not None
-    assert plan.proxies.per_tile == 4
-    assert not plan.needs_steps
+    assert prices.family_of("band") == "plain"
+    for kind, score, parts in ((prices.UNIFORM, "pooled", 1), (prices.FINER, "pooled_variance", 8)):
+        assert {(one.score, one.parts) for one in kinds[kind]} == {(score, parts)}
+        assert prices.family_of(kind) == "pooled"
+        plan = prices.single_plan(kind, kinds[kind][99], 4)
+        assert plan.proxies is not None
+        assert plan.proxies.per_tile == 4
+        assert not plan.needs_steps
 
 
 def test_the_largest_size_within_a_share(recipe: Callable[[str], ModuleType]) -> None:

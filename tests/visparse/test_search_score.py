@@ -5,7 +5,7 @@ import torch
 
 from visparse.compensation import Proxies
 from visparse.compensation.call import Call
-from visparse.compensation.choice import choose_tiles, select
+from visparse.compensation.choice import choose_by_content, choose_tiles, select
 from visparse.compensation.proxy_table import proxy_table
 from visparse.compensation.tiles import tiles_for
 from visparse.head_search.candidates import Candidate, Candidates, make_candidates
@@ -106,6 +106,23 @@ def test_scores_are_those_of_whole_outputs(before, bias):
         assert found["mse"][len(PLAIN) + place] is None
 
 
+@pytest.mark.parametrize(("before", "bias"), [(0, False), (5, True)])
+def test_tiles_by_pooled_scores_are_those_that_a_plan_chooses(before, bias):
+    layout = Layout(GRID, before=before)
+    call = make_call(layout, 1, bias)
+    selectors = [TopK(share=0.25, score="pooled"), TopK(share=0.5, score="pooled_variance", parts=8)]
+    kept = [Candidate(f"p{i}", "pooled", one) for i, one in enumerate(selectors)]
+    scorer = Scorer(Candidates(kept=tuple(kept), left_out={}), count=None, every=1, seed=0, head_dim=SIZE)
+    found = scorer.judge("key", call, layout, None)
+    dense = attention(call, torch.ones(layout.tokens, layout.tokens, dtype=torch.bool))
+    tiles = tiles_for(layout, 128, 128, torch.device("cpu"))
+    for selector, error in zip(selectors, found["error"], strict=True):
+        choice = choose_by_content(call, tiles, ["a"] * HEADS, [selector] * HEADS, None, None)
+        out, _ = by_kernels(call, layout, selector, None, choice)
+        wanted = (dense - out[0].transpose(0, 1)).square().sum((1, 2)) / dense.square().sum()
+        torch.testing.assert_close(torch.tensor(error).double(), wanted, rtol=1e-3, atol=1e-9)
+
+
 def test_parts_of_heads_and_tiles_give_the_same_scores(monkeypatch):
     layout = Layout(GRID)
     whole, parted = make_scorer(every=2), make_scorer(every=2)
@@ -170,6 +187,8 @@ def test_candidates_fit_the_grid_or_say_why_not():
         assert Skip() in patterns
         assert any(isinstance(one, TopK) for one in patterns) == (family == "foveal")
     assert "needs" in small.left_out["spatial_2"] or "wanted" in small.left_out["spatial_2"]
+    content = [one.pattern for one in make_candidates(Layout((4, 16, 16)), ["pooled"], names=["pooled"]).kept[2:]]
+    assert {(one.score, one.parts) for one in content} == {("pooled", 8), ("pooled_variance", 8)}
     few = make_candidates(Layout((4, 16, 16)), ["plain"], names=["tube"])
     assert [one.name for one in few.kept] == ["dense", "skip", "tube8", "tube4", "tube2"]
     with pytest.raises(ValueError, match=r"candidates: no candidate begins with 'tubes'; known: dense, .*tube8"):

@@ -27,6 +27,7 @@ from visparse.patterns import (
 
 FAMILIES = ("plain", "foveal", "pooled")
 _KEEPS = (64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1.5)
+PARTS = 8  # of a tile of keys, for pooled scores: nearly free, and nearer to exact scores than one mean of a tile
 # Patterns by position that keep their shape when they are widened to tiles.
 _WIDENED = ("dense", "skip", "near4", "near2", "frame", "frame4", "frame2", "tube4", "rows", "columns", "sink_tube4")
 
@@ -39,7 +40,8 @@ class Candidate:
         name: short id, as the plan's table has it.
         family: ``"plain"``: exact masks, nothing stands in for what is not seen. ``"foveal"``: patterns widened to
             tiles, proxies for the other tiles, and the residual of a dense step. ``"pooled"``: nothing
-            is reused, and tiles are chosen from pooled scores at each call; for models without steps.
+            is reused, and tiles are chosen from pooled scores of their parts at each call, with the variance over
+            these or without; for models without steps.
         pattern: fixed by position, or a selector.
     """
 
@@ -99,7 +101,8 @@ def make_candidates(
     library = {**_library(layout), **own}
     for keep in _KEEPS:
         library.setdefault(f"top{keep}", TopK(share=1 / keep, score="mass_variance", refresh=refresh))
-        library.setdefault(f"pooled{keep}", TopK(share=1 / keep, score="pooled"))
+        library.setdefault(f"pooled{keep}", TopK(share=1 / keep, score="pooled", parts=PARTS))
+        library.setdefault(f"pooled_v{keep}", TopK(share=1 / keep, score="pooled_variance", parts=PARTS))
     for wanted in names or ():
         if not any(name.startswith(wanted) for name in library):
             raise ValueError(f"candidates: no candidate begins with {wanted!r}; known: {', '.join(library)}")
