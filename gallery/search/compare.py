@@ -2,11 +2,12 @@
 
     python gallery/search/compare.py --device cuda --grid long --prompts 2 --seeds 1 --out compare.json
     python gallery/search/compare.py --table compare.json
+    python gallery/search/compare.py --table first.json second.json --out both.json
 
-All plans have the same steps and dense steps. The search, and the choice of single patterns and of their sizes, see two
-calibration prompts; the judged clips have other prompts and seeds. Every plan is tuned until a sparse step takes about
-the wanted share of dense attention's time on a calibration clip. The file is written after every row; what did not fit
-into `--seconds` is listed there.
+All plans have the same steps and dense steps. The search sees `--calibration` prompts, the choice of single patterns
+and of their sizes two of these; the judged clips have other prompts and seeds. Every plan is tuned until a sparse step
+takes about the wanted share of dense attention's time on calibration clips. The file is written after every row; what
+did not fit into `--seconds` is listed there. Runs on the same device with the same clips and steps can be merged.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from ablation_clips import SIZES, Size, wishes
 from ablation_rows import Row, judged, run_all
 from compare_arena import Arena, Stopwatch
 from compare_jobs import Comparison, plain_ladders
+from compare_merge import merged
 from compare_picture import pareto_picture
 from compare_singles import fill
 from compare_table import table, verdicts
@@ -39,6 +41,7 @@ ELSEWHERE = {
     "long": (Size(33, 192, 192), Size(17, 256, 256)),
 }
 HEAD_DIM = 64  # of the model that ships
+_JUDGING, _SCREENING = 0.85, 0.8  # of --seconds, for the search's judging and for trials of single patterns
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -49,6 +52,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--grid", default="small", choices=SIZES, help="small: 9,216 tokens; long: 69,632; tiny: 1,280, for trials")
     add("--prompts", type=int, default=8)
     add("--seeds", type=int, default=1)
+    add("--calibration", type=int, default=2, help="prompts that the search sees, at most 8; none is judged")
     add("--steps", type=int, default=12)
     add("--dense-steps", type=int, default=3, help="at the start of each sparse run")
     add("--targets", type=float, nargs="+", default=[0.5, 0.25, 0.125], help="shares of dense attention's time")
@@ -59,7 +63,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--minutes", type=float, help="of the search's scoring")
     add("--ranges", action="store_true", help="allocate each range of steps between measurements on its own")
     add("--weigh", type=int, default=8, help="groups of layers whose weight in the output is measured; 0: none")
-    add("--refine", type=int, default=3, help="ways to weigh errors that are tried for each searched plan")
+    add("--refine", type=int, default=3, help="plans tried for each searched one: three ways to weigh, then climbing")
     add("--no-probe", action="store_true", help="costs by rates alone")
     add("--only", default="", help="only rows (but the dense one) whose name this regular expression finds")
     add("--kinds", type=int, default=8, help="single patterns tried at all targets but the first: the best ones there")
@@ -71,10 +75,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--out", type=Path, help="the JSON file to write")
     add("--png", type=Path, help="the picture to write")
     add("--plans", type=Path, help="folder for the plans that are judged")
-    add("--table", type=Path, help="only print the table of this file")
+    add("--table", type=Path, nargs="+", help="only print the table of these files, and write them as one to --out")
     args = parser.parse_args(arguments)
-    if (args.out is None) == (args.table is None):
-        parser.error("wanted either --out FILE or --table FILE")
+    if args.out is None and args.table is None:
+        parser.error("wanted --out FILE, or --table FILE")
+    if args.table is not None and args.out in args.table:
+        parser.error(f"--out: wanted another file than those of --table, got {args.out}")
+    if not 1 <= args.calibration <= 8:
+        parser.error(f"--calibration: wanted 1 to 8 prompts, got {args.calibration}")
     if not all(0 < target < 1 for target in args.targets):
         parser.error(f"--targets: wanted shares between 0 and 1, got {args.targets}")
     if args.dense_steps < 1 or args.steps < args.dense_steps + 3:
@@ -107,9 +115,11 @@ class Command:
             steps=args.steps,
             dense_steps=args.dense_steps,
             search=search,
+            calibration=args.calibration,
+            deadline=self.begun + _JUDGING * args.seconds,
         )
         self.comparison = Comparison(
-            self.arena, costs, args.targets, kinds=args.kinds, tries=args.tries, in_time=self._in_time
+            self.arena, costs, args.targets, kinds=args.kinds, tries=args.tries, in_time=self._screens
         )
         self.settings: dict[str, Any] = {
             **{key: value for key, value in vars(args).items() if key not in ("out", "table", "png", "plans")},
@@ -122,7 +132,7 @@ class Command:
                 "step_prediction_off: predicted minus measured time of a whole sparse step over the measured one; "
                 "prediction_off: the same of attention alone",
                 "seconds_denoise: median over the judged clips",
-                "plans are tuned on the first calibration clip until that share is near the target",
+                "plans are tuned on the first two calibration clips until that share is near the target",
             ],
             "not_run": [],
             "failed": [],
@@ -138,17 +148,17 @@ class Command:
         jobs = self.comparison.jobs(fewer, ELSEWHERE[args.grid] if args.transfer else ())
         jobs = [(name, make) for name, make in jobs if re.search(args.only, name)]
         rows = run_all([("dense", self._dense), *jobs], self._after)
-        record = self._write(rows)
-        if args.png:
-            args.png.parent.mkdir(parents=True, exist_ok=True)
-            pareto_picture(record.rows, f"tiny_video, {args.grid}, {record.device.get('name', '')}").save(args.png)
-        return record
+        return self._write(rows)
 
     def _dense(self) -> Row:
         return self.arena.dense()
 
     def _in_time(self) -> bool:
         return bool(time.perf_counter() - self.begun < self.args.seconds)
+
+    def _screens(self) -> bool:
+        """Whether single patterns may still be tried: the best of them are judged after that."""
+        return bool(time.perf_counter() - self.begun < _SCREENING * self.args.seconds)
 
     def _after(self, rows: list[Row], left: list[str], failed: list[str]) -> bool:
         self.settings |= {"not_run": left, "failed": failed, **self.comparison.notes}
@@ -191,7 +201,16 @@ def _rates(device: str) -> str:
 def main() -> None:
     """Run the command."""
     args = parse_arguments()
-    record = Record.read(args.table) if args.table else Command(args).run()
+    if args.table:
+        record = merged({path.name: Record.read(path) for path in args.table})
+        if args.out:
+            record.write(args.out)
+    else:
+        record = Command(args).run()
+    if args.png:
+        args.png.parent.mkdir(parents=True, exist_ok=True)
+        title = f"tiny_video, {record.settings['grid']}, {record.device.get('name', '')}"
+        pareto_picture(record.rows, title).save(args.png)
     print(table(record.rows, record.settings))
     if record.settings.get("failed"):
         sys.exit(1)

@@ -19,6 +19,7 @@ from visparse.presets import dense as dense_plan
 from visparse.session import session_of
 
 NEAR = 0.03  # of the time that is wanted
+TRIED = 2  # clips of a trial
 
 
 class Stopwatch(Studio):
@@ -30,9 +31,9 @@ class Stopwatch(Studio):
 
     steps: tuple[tuple[float, ...], ...] = ()
 
-    def make(self, wanted: Sequence[Wish], steps: int, *, before_last: Callable[[], None] | None = None) -> Clips:
+    def make(self, wanted: Sequence[Wish], steps: int, **hooks: Callable[[], None] | None) -> Clips:
         """Make clips; see `Studio.make`."""
-        made = super().make(wanted, steps, before_last=before_last)
+        made = super().make(wanted, steps, **hooks)
         self.steps = made.seconds_of_steps
         return made
 
@@ -51,12 +52,12 @@ class Stopwatch(Studio):
 
 @dataclass(frozen=True)
 class Trial:
-    """A plan on the first calibration clip.
+    """A plan on the first two calibration clips.
 
     Args:
         offer: the plan.
         share: measured time of attention in a sparse step over that of a dense one.
-        psnr: in dB.
+        psnr: in dB, mean over the clips.
     """
 
     offer: Offer
@@ -77,6 +78,8 @@ class Arena:
         wanted: the clips that are judged.
         steps, dense_steps: of a run, and at its start.
         search: further settings of the search.
+        calibration: number of clips that the search sees.
+        deadline: of the search's judging, on `time.perf_counter`; None: none.
     """
 
     def __init__(
@@ -88,22 +91,26 @@ class Arena:
         steps: int,
         dense_steps: int,
         search: dict[str, Any],
+        calibration: int = 2,
+        deadline: float | None = None,
     ) -> None:
         self.studio, self.size, self.wanted = studio, size, list(wanted)
         self.steps, self.dense_steps, self.options = steps, dense_steps, search
+        self.wishes, self.deadline = calibration_wishes(calibration), deadline
         self.runner = Runner(studio, self.wanted, steps, repeats=0)
 
     @cached_property
     def calibration(self) -> tuple[Clips, float, float]:
-        """The calibration clip in dense attention; seconds of self-attention in a dense step, and of all else."""
+        """The clips of trials in dense attention; seconds of self-attention in a dense step, and of all else."""
         self.enter()
+        first = self.wishes[:1]
         with visparse.sparsify(self.studio.pipe, dense_plan(), timing=True) as handle:
-            self.studio.make(calibration_wishes()[:1], 3)
-            self.studio.make(calibration_wishes()[:1], 6)
+            self.studio.make(first, 3)
+            self.studio.make(first, 6)
             attention = self.studio.attention_seconds()
             handle.restore()
-        self.studio.make(calibration_wishes()[:1], 3)
-        made = self.studio.make(calibration_wishes()[:1], self.steps)
+        self.studio.make(first, 3)
+        made = self.studio.make(self.wishes[:TRIED], self.steps)
         whole = self.studio.seconds_at(range(1, self.steps))
         return made, attention, max(0.0, whole - attention)
 
@@ -111,7 +118,7 @@ class Arena:
     def searched(self) -> Searched:
         """The search on the calibration clips."""
         self.enter()
-        wishes, size = calibration_wishes(), self.size
+        wishes, size = self.wishes, self.size
         call = {"num_frames": size.num_frames, "height": size.height, "width": size.width, "guidance_scale": 1.0}
         return Searched(
             self.studio.pipe,
@@ -124,18 +131,21 @@ class Arena:
                 seed=wishes[0].seed,
                 **self.options,
             ),
+            self.deadline,
         )
 
     def trial(self, offer: Offer) -> Trial:
-        """Run a plan on the first calibration clip, after a few steps that are not timed."""
+        """Run a plan on the first calibration clips, after a few steps that are not timed."""
         dense, seconds, _ = self.calibration
         self.enter()
         with visparse.sparsify(self.studio.pipe, offer.plan):
-            self.studio.make(calibration_wishes()[:1], self.dense_steps + 2)
-            made = self.studio.make(calibration_wishes()[:1], self.steps)
+            self.studio.make(self.wishes[:1], self.dense_steps + 2)
+            made = self.studio.make(self.wishes[:TRIED], self.steps)
         return Trial(offer, self._seconds(offer.plan) / seconds, float(quality(made, dense)["psnr"]))
 
-    def tuned(self, offers: Callable[[float], Offer], share: float, tries: int) -> list[Trial]:
+    def tuned(
+        self, offers: Callable[[float], Offer], share: float, tries: int, aim: float | None = None
+    ) -> list[Trial]:
         """Trials of plans whose measured time comes near a share of dense attention's, the best one first.
 
         The first plan is the one predicted to cost that share; each next one is asked for by what the last one took.
@@ -144,12 +154,13 @@ class Arena:
             offers: the plan for a predicted share; ValueError where there is none.
             share: of dense attention's time in a sparse step.
             tries: most trials.
+            aim: predicted share of the first plan; None: `share`.
 
         Raises:
             ValueError: there is no plan for the share itself.
         """
         trials: list[Trial] = []
-        aim = share
+        aim = share if aim is None else aim
         for number in range(tries):
             try:
                 offer = offers(aim)
@@ -213,17 +224,14 @@ class Arena:
     def about(self) -> dict[str, Any]:
         """What the search was, for the settings of a record."""
         one = self.searched
-        best = min(("plain", "foveal"), key=lambda family: _error(one, family, 0.25))
         return {
-            "seconds": one.seconds,
+            "seconds": {**one.seconds, "all": sum(one.seconds.values())},
             "settings": {k: v for k, v in asdict(one.settings).items() if k not in ("patterns", "work", "call")},
             "candidates": [[c.family, c.name] for c in one.ready.candidates.kept],
             "rates": one.ready.costs.source,
-            "best_family_at_a_quarter": best,
             "reasons": {str(layer): why for layer, why in one.reasons.items()},
-            "weights": None
-            if one.weights is None
-            else [[layer, number, float(f"{weight:.4g}")] for (number, layer), weight in sorted(one.weights.items())],
+            "climbs": one.climbs,
+            **one.known_weights(),
         }
 
     def _seconds(self, plan: SparsePlan) -> float:
@@ -237,10 +245,3 @@ def rank(trial: Trial, share: float) -> tuple[bool, float]:
     """Order of trials: those within the time by PSNR, then the others by time."""
     late = trial.share > share * (1 + NEAR)
     return late, trial.share if late else -trial.psnr
-
-
-def _error(searched: Searched, family: str, share: float) -> float:
-    try:
-        return searched.by_budget(family, share).error or 0.0
-    except ValueError:
-        return float("inf")

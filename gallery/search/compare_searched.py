@@ -1,13 +1,14 @@
 """Searched plans: one scoring of all candidates, then a plan for any share of dense attention's time at once."""
 
 import time
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 from visparse import SparsePlan
 from visparse.head_search.build import build_plan
 from visparse.head_search.choose import Chosen, Table
+from visparse.head_search.climb import climb
 from visparse.head_search.costs import make_costs
 from visparse.head_search.judge import OutputJudge
 from visparse.head_search.probe import Line
@@ -15,6 +16,9 @@ from visparse.head_search.refine import Variant, Weights, variants_of
 from visparse.head_search.searcher import Searcher
 from visparse.head_search.sensitivity import find_weights
 from visparse.head_search.settings import SearchSettings
+
+WAYS = 3  # to weigh errors, of one family; what is left of `refine` climbs
+GROUPS = 8  # of layers, in climbs where no weights were measured
 
 
 @dataclass(frozen=True)
@@ -28,39 +32,60 @@ class Offer:
 
 
 class Searched:
-    """One search, done.
+    """One search: what it measures is measured when it is first asked for.
 
     Args:
         pipe: the pipeline, dense.
         settings: of the search; its goal does not matter.
+        deadline: on `time.perf_counter`; no plan is judged after it. None: none.
 
     Attributes:
         seconds: what it took, by part.
-        weights: of layers in the model's output; None: not measured.
+        climbs: what was tried in each climb.
     """
 
-    def __init__(self, pipe: Any, settings: SearchSettings) -> None:
+    def __init__(self, pipe: Any, settings: SearchSettings, deadline: float | None = None) -> None:
         begun = time.perf_counter()
         self.settings = settings
-        searcher = Searcher(pipe, settings)
+        self._searcher = searcher = Searcher(pipe, settings)
         self.ready = searcher.prepare()
-        prepared = time.perf_counter()
-        self.reasons = searcher.score(self.ready)
         self.model = searcher.model
-        self.table = Table(searcher.work.scores, self.ready.candidates, self.ready.costs, self.ready.schedules)
-        self.seconds = {"prepare": prepared - begun, "score": time.perf_counter() - prepared}
+        self.seconds = {"prepare": time.perf_counter() - begun}
+        self.reasons: dict[int, str] = {}
+        self.climbs: dict[str, list[dict[str, Any]]] = {}
         self.lines = {family: Line(*parts) for family, parts in searcher.work.facts.get("probe", {}).items()}
         own = make_costs([], self.ready.layout, self.model.head_dim, self.ready.costs.device)
         self._raw_dense = own.dense * self.model.heads  # a layer, by rates alone
         self._dense = self.ready.costs.dense * self.model.heads  # as measured
-        self.weights: Weights | None = None
-        if settings.weigh:
-            weighing = time.perf_counter()
-            base = self.by_budget("foveal", 0.25).plan
-            judge = OutputJudge(pipe, partial(searcher.generate, decode=True), searcher.runs, searcher.work)
-            self.weights = find_weights(self.table, "foveal", 0.125, settings.weigh, base, settings.refresh, judge)
-            self.seconds["weigh"] = time.perf_counter() - weighing
-        self.seconds["all"] = sum(self.seconds.values())
+        generate = partial(searcher.generate, decode=True)
+        self._judge = OutputJudge(pipe, generate, searcher.runs, searcher.work, deadline=deadline)
+
+    @cached_property
+    def table(self) -> Table:
+        """The scores."""
+        begun = time.perf_counter()
+        self.reasons = self._searcher.score(self.ready)
+        self.seconds["score"] = time.perf_counter() - begun
+        return Table(self._searcher.work.scores, self.ready.candidates, self.ready.costs, self.ready.schedules)
+
+    @cached_property
+    def weights(self) -> Weights | None:
+        """Weights of layers in the model's output; None: not measured."""
+        settings = self.settings
+        if not settings.weigh:
+            return None
+        base = self.by_budget("foveal", 0.25).plan
+        begun = time.perf_counter()
+        found = find_weights(self.table, "foveal", 0.125, settings.weigh, base, settings.refresh, self._judge)
+        self.seconds["weigh"] = time.perf_counter() - begun
+        return found
+
+    def known_weights(self) -> dict[str, Any]:
+        """The weights for the settings of a record, if they were asked for."""
+        weights = vars(self).get("weights")
+        if weights is None:
+            return {"weights": None}
+        return {"weights": [[layer, at, float(f"{weight:.4g}")] for (at, layer), weight in sorted(weights.items())]}
 
     def raw_share(self, family: str, share: float) -> float:
         """What the rates alone must say for a plan to take a share of dense attention's measured time.
@@ -86,7 +111,40 @@ class Searched:
     def variants(self, family: str) -> list[Variant]:
         """The ways to allocate that a search tries, of one family."""
         found = [one for one in variants_of(list(self.ready.schedules), self.weights) if one.family == family]
-        return [one for one in found if one.only is None][: self.settings.refine]
+        return [one for one in found if one.only is None][: min(self.settings.refine, WAYS)]
+
+    def climbed(self, variant: Variant, share: float, name: str) -> Variant | None:
+        """A way with other weights that is better on all calibration clips; None where there is none.
+
+        Args:
+            variant: to begin with.
+            share: of dense attention's time that a sparse step may take.
+            name: of the climb, in `climbs`.
+        """
+        tries = self.settings.refine - WAYS
+        if tries < 1:
+            return None
+        begun, parts = time.perf_counter(), sorted(self.table.error)
+
+        def make(weights: Weights) -> tuple[Chosen, SparsePlan]:
+            own = replace(variant, weights=lambda parts: weights)
+            found = self._chosen(variant.family, share, own)
+            return found, self._offer("climb", found).plan
+
+        found = climb(
+            self.table,
+            variant.weights(parts) or dict.fromkeys(parts, 1.0),
+            make,
+            self._judge,
+            groups=self.settings.weigh or GROUPS,
+            tries=tries,
+            measured=self.weights,
+        )
+        self.climbs[name] = list(found.tried)
+        self.seconds["climb"] = self.seconds.get("climb", 0.0) + time.perf_counter() - begun
+        if not any(one["kept"] for one in found.tried):
+            return None
+        return replace(variant, name=f"{variant.name}, climbed", weights=lambda parts: found.weights)
 
     def by_budget(self, family: str, share: float, variant: Variant | None = None) -> Offer:
         """The search's own plan.
@@ -99,8 +157,7 @@ class Searched:
         Raises:
             ValueError: the budget is too small.
         """
-        weights = None if variant is None else variant.weights(sorted(self.table.error))
-        found = self.table.by_budget(family, self.model.layers, attention=share, weights=weights)
+        found = self._chosen(family, share, variant)
         return self._offer(f"searched, {family if variant is None else variant.name}", found)
 
     def by_paper(self, share: float) -> Offer:
@@ -122,6 +179,10 @@ class Searched:
     def as_published(self) -> Offer:
         """Sparse-vDiT's rule with its own epsilon of 1."""
         return self._offer("sparse-vdit, epsilon 1", self.table.by_paper(self.model.layers, limit=1.0))
+
+    def _chosen(self, family: str, share: float, variant: Variant | None) -> Chosen:
+        weights = None if variant is None else variant.weights(sorted(self.table.error))
+        return self.table.by_budget(family, self.model.layers, attention=share, weights=weights)
 
     def _offer(self, name: str, found: Chosen) -> Offer:
         settings = self.settings

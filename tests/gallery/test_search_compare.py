@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -195,6 +196,55 @@ def test_epsilon_brings_the_published_rule_to_a_cost(load: Load) -> None:
     assert asked[0][0] == "sparse-vdit, epsilon 0.7"
 
 
+class Pool:
+    """Stands for an arena and its search: two ways, and what a climb finds."""
+
+    def __init__(self, load: Load, found: float | None, late: bool) -> None:
+        self.arena, self.offer = load("compare_arena"), load("compare_searched").Offer
+        self.searched, self.options, self.asked = self, dict[str, Any](), list[Any]()
+        self.psnr = {"by weight": 40.0, "alike": 42.0, "climbed": found}
+        self.late = late
+
+    def variants(self, family: str) -> list[Any]:
+        return [SimpleNamespace(name=name) for name in ("by weight", "alike")]
+
+    def climbed(self, variant: Any, share: float, name: str) -> Any:
+        self.asked.append(("climb", variant.name, share, name))
+        return None if self.psnr["climbed"] is None else SimpleNamespace(name="climbed")
+
+    def by_budget(self, family: str, share: float, variant: Any) -> Any:
+        self.asked.append((variant.name, share))
+        return self.offer(SparsePlan(name=variant.name, patterns={"x": {"name": "dense"}}, default="x"), share)
+
+    def tuned(self, offers: Any, target: float, tries: int, aim: float | None) -> list[Any]:
+        offer = offers(target if aim is None else aim * 1.1)
+        late = self.late and offer.plan.name == "climbed"
+        return [self.arena.Trial(offer, target * (1.2 if late else 1.0), self.psnr[offer.plan.name])]
+
+    def row(self, label: str, trial: Any, target: float, **more: Any) -> dict[str, Any]:
+        return {"label": label, "plan": trial.offer.plan.name, **more}
+
+
+@pytest.mark.parametrize(
+    ("found", "late", "wanted"), [(39.0, False, "climbed"), (50.0, True, "alike"), (None, False, "alike")]
+)
+def test_a_climb_begins_at_the_best_way_and_counts_in_time(
+    load: Load, found: float | None, late: bool, wanted: str
+) -> None:
+    pool = Pool(load, found, late)
+    jobs = load("compare_jobs")
+    comparison = jobs.Comparison(pool, list, [0.25], kinds=1, tries=2, in_time=lambda: True)
+    row = comparison.searched(0.25, "foveal")
+    assert (row["label"], row["plan"]) == ("searched, foveal @ 25.0%", wanted)
+    asked = [("by weight", 0.25), ("alike", pytest.approx(0.275))]
+    asked.append(("climb", "alike", pytest.approx(0.275), "foveal @ 25.0%"))
+    assert pool.asked[:3] == asked
+    assert pool.asked[3:] == ([] if found is None else [("climbed", pytest.approx(0.3025))])
+    pool.asked.clear()
+    assert comparison.searched(0.25, "plain")["plan"] == "alike"
+    assert len(pool.asked) == 2  # the plain family does not climb
+
+
 # ---- the command -----------------------------------------------------------------------------------------------------
 
 
@@ -203,7 +253,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one small run of the command wrote."""
     folder = tmp_path_factory.mktemp("compare")
     command = "--grid tiny --prompts 1 --seeds 1 --steps 4 --dense-steps 1 --fewer 2 --device cpu --workers 0 "
-    command += "--weigh 1 --refine 1 --no-probe "
+    command += "--weigh 1 --refine 1 --no-probe --calibration 1 "
     command += (
         "--targets 0.6 --rows 2 --judge 1 --candidates near,top2,band8,diagonals8,stripes8 --only-kinds tube,stripes "
     )
@@ -214,7 +264,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         sys.path.insert(0, str(path))
     try:
         module = importlib.import_module("compare")
-        module.Command(module.parse_arguments([*command.split(), *rows])).run()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["compare.py", *command.split(), *rows])
+            module.main()
     finally:
         for path in FOLDERS:
             sys.path.remove(str(path))
@@ -222,7 +274,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_file_has_every_row_and_its_figures(written: Path) -> None:
+def test_the_file_has_every_row_and_its_figures(load: Load, written: Path) -> None:
     record = Record.read(written / "c.json")
     assert (record.settings["not_run"], record.settings["failed"]) == ([], [])
     kinds = [row["kind"] for row in record.rows if row["plan"] == "sparse"]
@@ -239,11 +291,67 @@ def test_the_file_has_every_row_and_its_figures(written: Path) -> None:
     floor = next(row for row in record.rows if row["plan"] == "floor")
     assert floor["psnr"] > 50
     assert [row["steps"] for row in record.rows if row["plan"] == "fewer-steps"] == [2]
-    calibration = {"a leopard, the camera pans right, zooms in", "a sailboat, the camera pans up, zooms out"}
+    calibration = {text.prompt for text in load("ablation_clips").calibration_wishes(1)}
+    assert len(calibration) == 1
     assert set(record.settings["search"]["settings"]["prompts"]) == calibration
+    assert record.settings["search"]["climbs"] == {}
     assert not calibration & {text for text, _ in record.settings["wishes"]}
     assert record.settings["search"]["seconds"]["all"] > 0
     assert record.settings["verdicts"][0]["above"]["single"]["by"] != 0
+
+
+def test_what_the_search_sees_is_not_judged(load: Load) -> None:
+    clips = load("ablation_clips")
+    seen = clips.calibration_wishes(8)
+    assert clips.calibration_wishes() == seen[:2]
+    judged = clips.wishes(32, 4)
+    assert not {wish.prompt for wish in seen} & {wish.prompt for wish in judged}
+    assert not {wish.seed for wish in seen} & {wish.seed for wish in judged}
+    assert len(set(seen)) == len({wish.seed for wish in seen}) == 8
+    with pytest.raises(ValueError, match="calibration: wanted 1 to 8 prompts, got 9"):
+        clips.calibration_wishes(9)
+
+
+def test_runs_are_merged(load: Load, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = Record.read(written / "c.json")
+    others = [row for row in record.rows if row["plan"] == "sparse" and row["kind"] != "searched"]
+    dense, floor = (next(row for row in record.rows if row["plan"] == plan) for plan in ("dense", "floor"))
+    known = {"label": "fast", "seconds_denoise": 0.0, "attention_seconds": dense["attention_seconds"] / 4}
+    searched = [row for row in record.rows if row["plan"] == "sparse" and row["kind"] == "searched"]
+    parts = [
+        replace(record, rows=[dense, floor, *searched]),
+        replace(
+            record,
+            rows=[{**dense, "attention_seconds": 9.0}, *others, {**others[0], **known}],
+            date="2026-12-01T00:00:00+00:00",
+        ),
+    ]
+    paths = [part.write(tmp_path / f"{n}.json") for n, part in enumerate(parts)]
+    out = tmp_path / "both.json"
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--table", *map(str, paths), "--out", str(out)])
+    load("compare").main()
+    both = Record.read(out)
+    assert both.date == "2026-12-01T00:00:00+00:00"
+    assert {row["label"] for row in both.rows} == {
+        "fast",
+        *(row["label"] for row in record.rows if row["plan"] != "fewer-steps"),
+    }
+    by_label = {row["label"]: row for row in both.rows}
+    assert by_label["dense"]["attention_seconds"] == dense["attention_seconds"]
+    assert by_label["fast"]["attention_cost"] == pytest.approx(0.25)
+    assert [by_label[row["label"]]["part"] for row in (dense, searched[0], others[0])] == [0, 0, 1]
+    assert len(both.settings["parts"]) == 2
+    assert both.settings["verdicts"][0]["above"]["single"]["by"] == pytest.approx(
+        record.settings["verdicts"][0]["above"]["single"]["by"]
+    )
+    merged = load("compare_merge").merged
+    assert merged({"a": record}) == record
+    for name, other in (
+        ("device", replace(record, device={**record.device, "name": "abacus"})),
+        ("calibration", replace(record, settings={**record.settings, "calibration": 2})),
+    ):
+        with pytest.raises(ValueError, match=f"b: it ran on abacus|b: its {name} is 2, that of a is 1"):
+            merged({"a": record, "b": other})
 
 
 def test_plans_can_be_used_and_the_picture_is_there(written: Path) -> None:
@@ -268,7 +376,9 @@ def test_the_table_prints_from_the_file(
 @pytest.mark.parametrize(
     ("command", "text"),
     [
-        ([], "wanted either --out FILE or --table FILE"),
+        ([], "wanted --out FILE, or --table FILE"),
+        (["--table", "a", "b", "--out", "b"], "--out: wanted another file than those of --table, got b"),
+        (["--out", "x", "--calibration", "9"], "--calibration: wanted 1 to 8 prompts, got 9"),
         (["--out", "x", "--targets", "0.5", "25"], "--targets: wanted shares between 0 and 1, got [0.5, 25.0]"),
         (["--out", "x", "--steps", "5"], "--steps: wanted at least --dense-steps + 3"),
     ],
