@@ -207,6 +207,7 @@ class Comparison:
             except ValueError:
                 self.notes["no_size"].append(where)
                 continue
+            print(f"trying {ladder.kind} @ {target:.1%}", flush=True)  # where a kernel is compiled for long, it shows
             trial = self.arena.trial(offer)
             pattern = offer.plan.patterns["pattern"].to_dict()
             self.notes["singles"].append(where | {"pattern": pattern} | trial.to_dict())
