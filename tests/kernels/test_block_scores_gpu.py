@@ -9,13 +9,15 @@ import torch
 
 from visparse_kernels import attend, choose_per_head, choose_top_k, choose_top_p, lists_from_map
 from visparse_kernels.block_scores import triton_impl
+from visparse_kernels.block_scores.checks import POOLED
 from visparse_kernels.block_scores.slots import sampled_rows
-from visparse_kernels.block_scores.testing import Case, check_scores, random_case
+from visparse_kernels.block_scores.testing import Case, check_scores, pooled_definition, random_case
 from visparse_kernels.testing import check_attend, poisoned_memory
 
 pytestmark = pytest.mark.gpu
 
 KINDS = ["mass", "mass_variance"]
+PARTS = {"q_parts": 4, "k_parts": 8}
 DTYPES = [torch.bfloat16, torch.float16]
 CASES = {
     "odd": {"q_len": 517, "k_len": 611, "block_q": 128, "block_k": 128, "batch": 2},
@@ -104,7 +106,15 @@ def test_a_broken_kernel_breaks_the_error_rule(broken) -> None:
         check_scores(wrong, drawn, "mass")
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "pooled"])
+@pytest.mark.parametrize("case", ["odd", "orders", "bias of heads"])
+@pytest.mark.parametrize("kind", POOLED)
+def test_pooled_scores_of_parts(case, kind) -> None:
+    drawn = draw(case, **PARTS)
+    wanted = pooled_definition(drawn, kind, torch.float64)
+    torch.testing.assert_close(drawn.scores(kind).double(), wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *POOLED])
 @pytest.mark.parametrize(
     "choose",
     [
@@ -114,7 +124,7 @@ def test_a_broken_kernel_breaks_the_error_rule(broken) -> None:
     ],
 )
 def test_from_scores_to_lists_nothing_waits(choose, kind) -> None:
-    drawn = draw("orders")
+    drawn = draw("orders", **(PARTS if kind in POOLED else {}))
     heads = torch.arange(3, dtype=torch.int32, device="cuda")
 
     def build():
@@ -133,17 +143,19 @@ def test_from_scores_to_lists_nothing_waits(choose, kind) -> None:
     assert lists.validate() is lists
 
 
-def test_cuda_graph_replays_with_new_inputs() -> None:
-    drawn, other = draw("orders"), draw("orders", seed=7)
-    drawn.scores("mass_variance", "triton")
+@pytest.mark.parametrize("kind", ["mass_variance", "pooled_variance"])
+def test_cuda_graph_replays_with_new_inputs(kind) -> None:
+    parts = PARTS if kind in POOLED else {}
+    drawn, other = draw("orders", **parts), draw("orders", seed=7, **parts)
+    drawn.scores(kind)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        kept = choose_top_k(drawn.scores("mass_variance", "triton"), 2)
+        kept = choose_top_k(drawn.scores(kind), 2)
     for name in ("q", "k", "lse"):
         getattr(drawn, name).copy_(getattr(other, name))
     graph.replay()
-    assert torch.equal(kept, choose_top_k(drawn.scores("mass_variance", "triton"), 2))
+    assert torch.equal(kept, choose_top_k(drawn.scores(kind), 2))
 
 
 def test_memory_does_not_grow_with_the_square_of_the_length() -> None:

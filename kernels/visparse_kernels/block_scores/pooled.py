@@ -28,7 +28,8 @@ def pooled_scores(
 
     With a key bias b the mean of the keys has the weights exp(b), and log(sum of exp(b)) takes the place of
     log(keys in J): what a proxy of the block would get from a query at which all logits are equal. A block of padding
-    scores 0. Means and products are fp32 (fp64 for fp64 inputs).
+    scores 0. Means and products are fp32 (fp64 for fp64 inputs). At 75,600 tokens in blocks of 128, 4 parts of queries
+    and 8 of keys take 0.1 % of the multiplications of dense attention; logits are made some query blocks at a time.
 
     Args:
         q: [B, Sq, H, D].
