@@ -33,6 +33,11 @@ PLANS: dict[str, dict[str, Any]] = {
     "statistics": NEAR | {"statistics": {}},
     "residual": NEAR | {"residual": {"storage": "full"}},
     "pooled": {"patterns": {"p": TopK(share=0.25, score="pooled")}, "default": "p", "proxies": {}},
+    "parts": {
+        "patterns": {"p": TopK(share=0.25, score="pooled_variance", parts=8)},
+        "default": "p",
+        "proxies": {"per_tile": 2},
+    },
     "top p": {"patterns": {"p": TopP(mass=0.5, score="pooled", most=0.5)}, "default": "p", "proxies": {}},
     "foveal": {
         "patterns": {"p": TopK(share=0.25, score="mass_variance", sample=1, refresh=(3,))},
@@ -104,11 +109,11 @@ def test_gpu_and_cpu_agree(plan: dict[str, Any], head_dim: int, layout: Layout) 
         assert float(stats.compensated_density) == pytest.approx(wanted, rel=0.02)
 
 
-@pytest.mark.parametrize("name", ["proxies", "pooled", "foveal", "spread"])
+@pytest.mark.parametrize("name", ["proxies", "pooled", "parts", "foveal", "spread"])
 def test_sparse_steps_do_not_wait_for_the_gpu(name: str) -> None:
     layout, head_dim = LAYOUTS[0], 128
     router = router_of(PLANS[name] | {"dense_steps": 2}, head_dim)
-    if name == "pooled":
+    if name in ("pooled", "parts"):
         router.settings.__dict__["impl"] = "triton"  # the Hopper kernel's program for fresh lists has to wait
     states = [tuple(x.cuda() for x in inputs(layout, head_dim, step, 1)) for step in range(6)]
     for step in range(5):
