@@ -37,10 +37,9 @@ def more_sizes(grid: tuple[int, int]) -> dict[str, Pattern]:
     Args:
         grid: (height, width) in tokens.
     """
-    found: dict[str, Pattern] = {}
-    for share in _SHARES:
-        found[f"share{share}"] = TopK(share=share / 100, score="pooled", parts=PARTS)
-        found[f"share_v{share}"] = TopK(share=share / 100, score="pooled_variance", parts=PARTS)
+    found: dict[str, Pattern] = {
+        f"share{share}": TopK(share=share / 100, score="pooled", parts=PARTS) for share in _SHARES
+    }
     for name, parts in _WINDOWS.items():
         high, wide = (max(1, round(length * part)) for length, part in zip(grid, parts, strict=True))
         found[name] = Neighborhood(window=(1, high, wide), stride=(1, min(8, high), min(8, wide)))

@@ -36,7 +36,7 @@ def rungs_of(grid: Grid) -> dict[str, Sequence[Pattern]]:
     once = {tuple(rungs): kind for kind, rungs in reversed(kinds.items())}
     kinds = {kind: kinds[kind] for kind in kinds if kind in once.values()}
     shares = [n / 200 for n in range(1, 200)]
-    finer = [TopK(share=share, score="pooled_variance", parts=PARTS) for share in shares]
+    finer = [TopK(share=share, score="pooled", parts=PARTS) for share in shares]
     return {UNIFORM: [TopK(share=share, score="pooled") for share in shares], FINER: finer, **kinds}
 
 

@@ -114,8 +114,8 @@ def test_kinds_that_are_the_same_on_a_picture_count_once(recipe: Callable[[str],
     assert not {"own frame", "window of half the frames"} & set(kinds)
     assert len({tuple(rungs) for rungs in kinds.values()}) == len(kinds)
     assert prices.family_of("band") == "plain"
-    for kind, score, parts in ((prices.UNIFORM, "pooled", 1), (prices.FINER, "pooled_variance", 8)):
-        assert {(one.score, one.parts) for one in kinds[kind]} == {(score, parts)}
+    for kind, parts in ((prices.UNIFORM, 1), (prices.FINER, 8)):
+        assert {(one.score, one.parts) for one in kinds[kind]} == {("pooled", parts)}
         assert prices.family_of(kind) == "pooled"
         plan = prices.single_plan(kind, kinds[kind][99], 4)
         assert plan.proxies is not None

@@ -7,7 +7,6 @@ import torch
 
 from visparse_kernels import attend, block_scores
 from visparse_kernels.block_scores import cpu_impl, pooled, reference
-from visparse_kernels.block_scores.checks import POOLED
 from visparse_kernels.block_scores.slots import sampled_rows
 from visparse_kernels.block_scores.testing import check_scores, definition, pooled_definition, random_case
 from visparse_kernels.lists import BlockLists
@@ -64,48 +63,31 @@ def test_some_query_blocks_at_a_time(monkeypatch) -> None:
         torch.testing.assert_close(drawn.scores("mass_variance", impl), wanted)
 
 
-PARTS = {
-    "one part": {},
-    "parts of keys": {"k_parts": 4},
-    "parts of queries": {"q_parts": 2},
-    "parts of both": {"q_parts": 2, "k_parts": 8},
-    "parts of one": {"q_parts": 4, "k_parts": 16},
-}
-FITTING = [
-    (case, parts)
-    for case, sizes in CASES.items()
-    for parts, cut in PARTS.items()
-    if sizes["block_k"] % cut.get("k_parts", 1) == 0
-    and sizes["block_q"] // sizes.get("sample", 1) % cut.get("q_parts", 1) == 0
-]
-
-
-@pytest.mark.parametrize(("case", "parts"), FITTING)
+@pytest.mark.parametrize(
+    ("case", "parts"),
+    [(case, parts) for case, sizes in CASES.items() for parts in (1, 4, 8) if sizes["block_k"] % parts == 0],
+)
 def test_pooled(case, parts) -> None:
-    drawn = random_case(**CASES[case], **PARTS[parts], seed=1)
-    for kind in POOLED[: min(drawn.k_parts, 2)]:
-        wanted, plain = (pooled_definition(drawn, kind, dtype) for dtype in (torch.float64, torch.float32))
-        with poisoned_memory():
-            scores = drawn.scores(kind)
-        check_close(kind, scores, wanted, plain, torch.float32)
-        if kind == "pooled":
-            alive = wanted.sum(-1) > 0
-            torch.testing.assert_close(scores.sum(-1)[alive], torch.ones(int(alive.sum())))
+    drawn = random_case(**CASES[case], parts=parts, seed=1)
+    wanted, plain = (pooled_definition(drawn, dtype) for dtype in (torch.float64, torch.float32))
+    with poisoned_memory():
+        scores = drawn.scores("pooled")
+    check_close("pooled", scores, wanted, plain, torch.float32)
+    alive = wanted.sum(-1) > 0
+    torch.testing.assert_close(scores.sum(-1)[alive], torch.ones(int(alive.sum())))
 
 
 def test_pooled_in_fp64_some_query_blocks_at_a_time(monkeypatch) -> None:
-    drawn = random_case(**CASES["bias of heads"], q_parts=2, k_parts=4, dtype=torch.float64)
+    drawn = random_case(**CASES["bias of heads"], parts=4, dtype=torch.float64)
     monkeypatch.setattr(pooled, "_LOGITS", 1)
-    for kind in POOLED:
-        wanted = pooled_definition(drawn, kind, torch.float64)
-        torch.testing.assert_close(drawn.scores(kind), wanted, rtol=1e-10, atol=1e-14)
+    wanted = pooled_definition(drawn, torch.float64)
+    torch.testing.assert_close(drawn.scores("pooled"), wanted, rtol=1e-10, atol=1e-14)
 
 
-def test_parts_of_one_token_are_exact() -> None:
-    drawn = random_case(q_len=64, k_len=96, block_q=16, block_k=32, q_parts=16, k_parts=32)
-    for ours, exact in zip(POOLED, KINDS, strict=True):
-        wanted, plain = (definition(drawn, exact, dtype) for dtype in (torch.float64, torch.float32))
-        check_close(ours, drawn.scores(ours), wanted, plain, torch.float32)
+def test_parts_of_one_key_are_exact_for_blocks_of_one_query() -> None:
+    drawn = random_case(q_len=12, k_len=96, block_q=1, block_k=32, parts=32)
+    wanted, plain = (definition(drawn, "mass", dtype) for dtype in (torch.float64, torch.float32))
+    check_close("pooled", drawn.scores("pooled"), wanted, plain, torch.float32)
 
 
 def test_parts_see_what_one_mean_does_not() -> None:
@@ -114,7 +96,7 @@ def test_parts_see_what_one_mean_does_not() -> None:
     q[..., 0], k[:, 32:40, :, 0], k[:, 40:, :, 0] = 6.0, 6.0, -2.0
     orders = {"q_order": torch.arange(16, dtype=torch.int32), "k_order": torch.arange(64, dtype=torch.int32)}
     one, four = (
-        block_scores(q, k, None, **orders, block_q=16, block_k=32, kind="pooled", k_parts=parts, scale=0.25)
+        block_scores(q, k, None, **orders, block_q=16, block_k=32, kind="pooled", parts=parts, scale=0.25)
         for parts in (1, 4)
     )
     torch.testing.assert_close(one, torch.tensor([0.5, 0.5]).expand_as(one))
@@ -122,10 +104,9 @@ def test_parts_see_what_one_mean_does_not() -> None:
 
 
 def test_pooled_in_bf16_sums_in_fp32() -> None:
-    drawn = random_case(q_len=512, k_len=512, block_q=256, block_k=256, k_parts=2, dtype=torch.bfloat16)
-    for kind in POOLED:
-        wanted = pooled_definition(drawn, kind, torch.float64)
-        torch.testing.assert_close(drawn.scores(kind).double(), wanted, rtol=1e-5, atol=1e-6)
+    drawn = random_case(q_len=512, k_len=512, block_q=256, block_k=256, parts=2, dtype=torch.bfloat16)
+    wanted = pooled_definition(drawn, torch.float64)
+    torch.testing.assert_close(drawn.scores("pooled").double(), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_pooled_with_a_bias() -> None:
@@ -233,12 +214,11 @@ def test_a_broken_score_breaks_the_error_rule(broken, kind) -> None:
 
 
 def test_compiles_without_a_break() -> None:
-    drawn = random_case(**CASES["odd"], q_parts=2, k_parts=4)
+    drawn = random_case(**CASES["odd"], parts=4)
 
     def scores(q, k, lse):
         case = replace(drawn, q=q, k=k, lse=lse)
-        exact = replace(case, q_parts=1, k_parts=1)
-        return exact.scores("mass_variance"), exact.scores("pooled"), case.scores("pooled_variance")
+        return replace(case, parts=1).scores("mass_variance"), case.scores("pooled")
 
     compiled = torch.compile(scores, fullgraph=True, backend="aot_eager")
     for got, wanted in zip(compiled(drawn.q, drawn.k, drawn.lse), scores(drawn.q, drawn.k, drawn.lse), strict=True):
@@ -249,19 +229,13 @@ ERRORS = {
     "kind": (
         {"kind": "sum"},
         ValueError,
-        r"kind: wanted one of mass, .*, pooled_variance, got 'sum'",
+        r"kind: wanted one of mass, mass_variance, pooled, got 'sum'",
     ),
     "impl": ({"impl": "gluon"}, ValueError, r"impl: wanted one of auto, .*, got 'gluon'"),
     "pooled impl": ({"kind": "pooled", "impl": "cpu"}, ValueError, r"impl: wanted 'auto' for pooled scores"),
-    "q parts": ({"kind": "pooled", "q_parts": 3}, ValueError, r"q_parts: wanted a divisor of 16 .*, got 3; 1 cuts"),
-    "k parts": ({"kind": "pooled", "k_parts": 0}, ValueError, r"k_parts: wanted a divisor of 16 .*, got 0; 1 cuts"),
-    "sampled parts": (
-        {"kind": "pooled", "sample": 8, "q_parts": 4},
-        ValueError,
-        r"q_parts: wanted a divisor of 2 \(rows of a block\), got 4",
-    ),
-    "exact parts": ({"k_parts": 4}, ValueError, r"k_parts: wanted 1 for kind='mass', got 4; only pooled"),
-    "one part": ({"kind": "pooled_variance"}, ValueError, r"k_parts: wanted at least 2 .*, got 1; one mean key"),
+    "parts": ({"kind": "pooled", "parts": 3}, ValueError, r"parts: wanted a divisor of block_k = 16, got 3; 1 cuts"),
+    "no parts": ({"kind": "pooled", "parts": 0}, ValueError, r"parts: wanted a divisor of block_k = 16, got 0; 1 cuts"),
+    "exact parts": ({"parts": 4}, ValueError, r"parts: wanted 1 for kind='mass', .*, got 4; leave it out"),
     "rank": ({"q": torch.zeros(3, 4, 5)}, ValueError, r"q, k: wanted \[batch, tokens, heads, head_dim\].*transpose"),
     "heads": ({"k": torch.zeros(1, 40, 3, 8)}, ValueError, r"q, k: .* got \[1, 40, 2, 8\] and \[1, 40, 3, 8\]"),
     "dtype": ({"k": torch.zeros(1, 40, 2, 8).half()}, TypeError, r"q, k: wanted one dtype .*; cast both"),

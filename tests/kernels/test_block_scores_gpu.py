@@ -9,7 +9,6 @@ import torch
 
 from visparse_kernels import attend, choose_per_head, choose_top_k, choose_top_p, lists_from_map
 from visparse_kernels.block_scores import triton_impl
-from visparse_kernels.block_scores.checks import POOLED
 from visparse_kernels.block_scores.slots import sampled_rows
 from visparse_kernels.block_scores.testing import Case, check_scores, pooled_definition, random_case
 from visparse_kernels.testing import check_attend, poisoned_memory
@@ -17,7 +16,6 @@ from visparse_kernels.testing import check_attend, poisoned_memory
 pytestmark = pytest.mark.gpu
 
 KINDS = ["mass", "mass_variance"]
-PARTS = {"q_parts": 4, "k_parts": 8}
 DTYPES = [torch.bfloat16, torch.float16]
 CASES = {
     "odd": {"q_len": 517, "k_len": 611, "block_q": 128, "block_k": 128, "batch": 2},
@@ -107,14 +105,13 @@ def test_a_broken_kernel_breaks_the_error_rule(broken) -> None:
 
 
 @pytest.mark.parametrize("case", ["odd", "orders", "bias of heads"])
-@pytest.mark.parametrize("kind", POOLED)
-def test_pooled_scores_of_parts(case, kind) -> None:
-    drawn = draw(case, **PARTS)
-    wanted = pooled_definition(drawn, kind, torch.float64)
-    torch.testing.assert_close(drawn.scores(kind).double(), wanted, rtol=1e-4, atol=1e-6)
+def test_pooled_scores_of_parts(case) -> None:
+    drawn = draw(case, parts=8)
+    wanted = pooled_definition(drawn, torch.float64)
+    torch.testing.assert_close(drawn.scores("pooled").double(), wanted, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, *POOLED])
+@pytest.mark.parametrize("kind", [*KINDS, "pooled"])
 @pytest.mark.parametrize(
     "choose",
     [
@@ -124,7 +121,7 @@ def test_pooled_scores_of_parts(case, kind) -> None:
     ],
 )
 def test_from_scores_to_lists_nothing_waits(choose, kind) -> None:
-    drawn = draw("orders", **(PARTS if kind in POOLED else {}))
+    drawn = draw("orders", parts=8 if kind == "pooled" else 1)
     heads = torch.arange(3, dtype=torch.int32, device="cuda")
 
     def build():
@@ -143,10 +140,10 @@ def test_from_scores_to_lists_nothing_waits(choose, kind) -> None:
     assert lists.validate() is lists
 
 
-@pytest.mark.parametrize("kind", ["mass_variance", "pooled_variance"])
+@pytest.mark.parametrize("kind", ["mass_variance", "pooled"])
 def test_cuda_graph_replays_with_new_inputs(kind) -> None:
-    parts = PARTS if kind in POOLED else {}
-    drawn, other = draw("orders", **parts), draw("orders", seed=7, **parts)
+    parts = 8 if kind == "pooled" else 1
+    drawn, other = draw("orders", parts=parts), draw("orders", seed=7, parts=parts)
     drawn.scores(kind)
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

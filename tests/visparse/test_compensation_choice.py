@@ -43,7 +43,7 @@ def test_block_density_counts_what_is_visited() -> None:
 
 @pytest.mark.parametrize(
     "scores",
-    [("mass", "mass", "mass"), ("mass", "mass_variance", "mass"), ("pooled", "mass", "pooled_variance")],
+    [("mass", "mass", "mass"), ("mass", "mass_variance", "mass"), ("pooled", "mass", "pooled")],
 )
 def test_heads_with_several_selectors_choose_as_each_would_alone(scores) -> None:
     layout = Layout((2, 16, 16))
@@ -53,7 +53,7 @@ def test_heads_with_several_selectors_choose_as_each_would_alone(scores) -> None
     call = Call(q, k, v, None, None)
     lse = (torch.einsum("bnhd,bmhd->bhnm", q, k) / 4).logsumexp(-1)
     shares = (0.25, 0.5, 0.125)
-    parts = [8 if score == "pooled_variance" else 1 for score in scores]
+    parts = (1, 1, 8 if scores[2] == "pooled" else 1)
     a, b, c = (TopK(share=s, score=score, parts=n) for s, score, n in zip(shares, scores, parts, strict=True))
     names, patterns = ("a", "b", "c", "a"), (a, b, c, a)
     chosen = choose_by_content(call, tiles, names, patterns, lse, None)
@@ -63,22 +63,15 @@ def test_heads_with_several_selectors_choose_as_each_would_alone(scores) -> None
 
 
 def test_parts_are_boxes_of_a_tile() -> None:
-    layout = Layout((1, 24, 32), before=3)
-    tiles = tiles_for(layout, 192, 128, torch.device("cpu"))
-    q_order, k_order = parted(tiles, 4, 8)
-    for order, own, block, visual, parts, extent in (
-        (q_order, tiles.q_order, tiles.block_q, tiles.visual_q, 4, 6 + 8),
-        (k_order, tiles.k_order, tiles.block_k, tiles.visual_k, 8, 4 + 4),
-    ):
-        assert torch.equal(order.view(-1, block).sort(1).values, own.view(-1, block).sort(1).values)
-        assert torch.equal(order.view(-1, block)[visual:], own.view(-1, block)[visual:])  # extra tokens stay runs
-        places = order.view(-1, parts, block // parts)[:visual].long() - 3
-        assert int(places.min()) >= 0
-        for axis in (places // 32, places % 32):
-            sides = axis.amax(-1) - axis.amin(-1) + 1
-            extent = extent - sides
-        assert bool((extent == 0).all())
-    assert parted(tiles, 1, 1) == (tiles.q_order, tiles.k_order)
+    tiles = tiles_for(Layout((1, 24, 32), before=3), 192, 128, torch.device("cpu"))
+    order, own = (table.view(-1, tiles.block_k) for table in (parted(tiles, 8), tiles.k_order))
+    assert torch.equal(order.sort(1).values, own.sort(1).values)
+    assert torch.equal(order[tiles.visual_k :], own[tiles.visual_k :])  # extra tokens stay runs
+    places = order[: tiles.visual_k].view(-1, 8, 16).long() - 3
+    assert int(places.min()) >= 0
+    for axis in (places // 32, places % 32):
+        assert bool((axis.amax(-1) - axis.amin(-1) == 3).all())  # 4 x 4 tokens
+    assert parted(tiles, 1) is tiles.k_order
 
 
 @pytest.mark.parametrize("parts", [1, 8])
@@ -88,22 +81,16 @@ def test_pooled_scores_are_those_of_their_parts(parts) -> None:
     make = torch.Generator().manual_seed(0)
     q, k, v = (2 * torch.randn(2, layout.tokens, 3, 16, generator=make) for _ in range(3))
     bias = torch.randn(2, 1, layout.tokens, generator=make)
-    selector = TopK(score="pooled", parts=parts)
-    found = pooled_tiles(Call(q, k, v, bias, 0.3), tiles, selector)
-    # the same from blocks as small as the parts, summed over keys and averaged over queries
-    q_parts = min(parts, 4)
-    q_order, k_order = parted(tiles, q_parts, parts)
-    small = {"block_q": 64 // q_parts, "block_k": 32 // parts, "kind": "pooled", "key_bias": bias, "scale": 0.3}
-    scores = block_scores(q, k, None, q_order=q_order, k_order=k_order, **small)
-    count = (q_order >= 0).view(-1, q_parts, 64 // q_parts).sum(-1, dtype=torch.float32)
-    wanted = scores.unflatten(3, (tiles.n_k, parts)).sum(-1).unflatten(2, (tiles.n_q, q_parts))
-    wanted = (wanted * (count / count.sum(1, keepdim=True))[..., None]).sum(3)
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-7)
+    found = pooled_tiles(Call(q, k, v, bias, 0.3), tiles, TopK(score="pooled", parts=parts))
+    # the same from key blocks as small as the parts, summed
+    small = {"block_q": 64, "block_k": 32 // parts, "kind": "pooled", "key_bias": bias, "scale": 0.3}
+    scores = block_scores(q, k, None, q_order=tiles.q_order, k_order=parted(tiles, parts), **small)
+    torch.testing.assert_close(found, scores.unflatten(3, (tiles.n_k, parts)).sum(-1), rtol=1e-5, atol=1e-7)
     assert found.shape == (2, 3, tiles.n_q, tiles.n_k)
 
 
 def test_parts_of_a_selector() -> None:
-    fine = TopK(score="pooled_variance", parts=8, share=0.25)
+    fine = TopK(score="pooled", parts=8, share=0.25)
     assert pattern_from_dict(fine.to_dict()) == fine
     assert fine.to_dict()["parts"] == 8
     assert not fine.reused
@@ -117,9 +104,7 @@ def test_parts_of_a_selector() -> None:
         ({"score": "pooled", "parts": 3}, "parts: wanted 1, 2, 4, 8 or 16, got 3; 1 takes one mean of each tile"),
         ({"score": "pooled", "parts": True}, "parts: wanted 1, 2, 4, 8 or 16, got True"),
         ({"score": "mass", "parts": 4}, "parts: wanted 1 for score='mass', which is exact, got 4; leave it out"),
-        ({"score": "pooled_variance"}, "parts: wanted at least 2 for score='pooled_variance', got 1"),
-        ({"score": "pooled_variance", "parts": 8, "refresh": 3}, "refresh: pooled scores are computed anew"),
-        ({"score": "pooled_varianc"}, "got 'pooled_varianc'; did you mean 'pooled_variance'"),
+        ({"score": "pooled", "parts": 8, "refresh": 3}, "refresh: pooled scores are computed anew"),
     ],
 )
 def test_errors_of_pooled_selectors(wrong, text) -> None:

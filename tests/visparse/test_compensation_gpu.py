@@ -34,7 +34,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "residual": NEAR | {"residual": {"storage": "full"}},
     "pooled": {"patterns": {"p": TopK(share=0.25, score="pooled")}, "default": "p", "proxies": {}},
     "parts": {
-        "patterns": {"p": TopK(share=0.25, score="pooled_variance", parts=8)},
+        "patterns": {"p": TopK(share=0.25, score="pooled", parts=8)},
         "default": "p",
         "proxies": {"per_tile": 2},
     },

@@ -110,7 +110,7 @@ def test_scores_are_those_of_whole_outputs(before, bias):
 def test_tiles_by_pooled_scores_are_those_that_a_plan_chooses(before, bias):
     layout = Layout(GRID, before=before)
     call = make_call(layout, 1, bias)
-    selectors = [TopK(share=0.25, score="pooled"), TopK(share=0.5, score="pooled_variance", parts=8)]
+    selectors = [TopK(share=0.25, score="pooled"), TopK(share=0.5, score="pooled", parts=8)]
     kept = [Candidate(f"p{i}", "pooled", one) for i, one in enumerate(selectors)]
     scorer = Scorer(Candidates(kept=tuple(kept), left_out={}), count=None, every=1, seed=0, head_dim=SIZE)
     found = scorer.judge("key", call, layout, None)
@@ -188,7 +188,7 @@ def test_candidates_fit_the_grid_or_say_why_not():
         assert any(isinstance(one, TopK) for one in patterns) == (family == "foveal")
     assert "needs" in small.left_out["spatial_2"] or "wanted" in small.left_out["spatial_2"]
     content = [one.pattern for one in make_candidates(Layout((4, 16, 16)), ["pooled"], names=["pooled"]).kept[2:]]
-    assert {(one.score, one.parts) for one in content} == {("pooled", 8), ("pooled_variance", 8)}
+    assert {(one.score, one.parts) for one in content} == {("pooled", 8)}
     few = make_candidates(Layout((4, 16, 16)), ["plain"], names=["tube"])
     assert [one.name for one in few.kept] == ["dense", "skip", "tube8", "tube4", "tube2"]
     with pytest.raises(ValueError, match=r"candidates: no candidate begins with 'tubes'; known: dense, .*tube8"):

@@ -40,8 +40,7 @@ class Candidate:
         name: short id, as the plan's table has it.
         family: ``"plain"``: exact masks, nothing stands in for what is not seen. ``"foveal"``: patterns widened to
             tiles, proxies for the other tiles, and the residual of a dense step. ``"pooled"``: nothing
-            is reused, and tiles are chosen from pooled scores of their parts at each call, with the variance over
-            these or without; for models without steps.
+            is reused, and tiles are chosen from pooled scores of their parts at each call; for models without steps.
         pattern: fixed by position, or a selector.
     """
 
@@ -102,7 +101,6 @@ def make_candidates(
     for keep in _KEEPS:
         library.setdefault(f"top{keep}", TopK(share=1 / keep, score="mass_variance", refresh=refresh))
         library.setdefault(f"pooled{keep}", TopK(share=1 / keep, score="pooled", parts=PARTS))
-        library.setdefault(f"pooled_v{keep}", TopK(share=1 / keep, score="pooled_variance", parts=PARTS))
     for wanted in names or ():
         if not any(name.startswith(wanted) for name in library):
             raise ValueError(f"candidates: no candidate begins with {wanted!r}; known: {', '.join(library)}")

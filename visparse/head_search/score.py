@@ -216,14 +216,13 @@ class Scorer:
         if not self._pooled:
             return None
         rows, tiles = fixed.rows, fixed.rows.tiles
-        known: dict[tuple[str, int], Tensor] = {}
+        known: dict[int, Tensor] = {}
         found = []
         for _, pattern in self._pooled:
             if isinstance(pattern, Selector):
-                kind = pattern.score, pattern.parts
-                if kind not in known:
-                    known[kind] = pooled_tiles(call, tiles, pattern)[:, :, rows.blocks, : tiles.visual_k]
-                found.append(self._with_extra(select(pattern, known[kind])[0], rows))
+                if pattern.parts not in known:
+                    known[pattern.parts] = pooled_tiles(call, tiles, pattern)[:, :, rows.blocks, : tiles.visual_k]
+                found.append(self._with_extra(select(pattern, known[pattern.parts])[0], rows))
         if not found:
             shape = (call.q.shape[2], len(rows.blocks), 0, tiles.n_k)
             return torch.zeros(shape, dtype=torch.bool, device=call.q.device)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from visparse_kernels.block_scores import cpu_impl, reference, triton_impl
-from visparse_kernels.block_scores.checks import POOLED, check_arguments, check_parts
+from visparse_kernels.block_scores.checks import check_arguments, check_parts
 from visparse_kernels.block_scores.pooled import pooled_scores
 from visparse_kernels.block_scores.slots import sampled_rows
 
@@ -26,8 +26,7 @@ def block_scores(
     block_k: int,
     kind: str = "mass",
     sample: int = 1,
-    q_parts: int = 1,
-    k_parts: int = 1,
+    parts: int = 1,
     key_bias: Tensor | None = None,
     scale: float | None = None,
     impl: str = "auto",
@@ -41,8 +40,7 @@ def block_scores(
     - ``"mass_variance"``: mean over i of (sum over j of p_ij) * (variance over j of s_ij, unweighted, of the
       population): what the mean key, a proxy, gets wrong.
     - ``"pooled"``: softmax over J of ``scale * mean(q_i) . mean(k_j) + log(keys in J)``, cheap enough for every step.
-      With parts, mean queries and mean keys of parts of a block take the place of the block's, and weights are summed.
-    - ``"pooled_variance"``: that, times the variance over the parts of J of their logits.
+      With parts, the softmax is over means of parts of all key blocks, and weights are summed over those of J.
 
     A block without a real token scores 0. Nothing waits for the device. Never holds an N x N tensor; on a GPU the keys
     are copied into slot order, some heads at a time, at most 512 MiB.
@@ -52,18 +50,17 @@ def block_scores(
     slots is misjudged; for smooth attention it is a mean over fewer queries.
 
     Args:
-        q: [B, Sq, H, D], fp16, bf16 or fp32 (``reference`` and pooled kinds also fp64), any strides.
+        q: [B, Sq, H, D], fp16, bf16 or fp32 (``reference`` and ``"pooled"`` also fp64), any strides.
         k: [B, Sk, H, D], dtype and device of q.
-        lse: [B, H, Sq], log-sum-exp of dense attention, natural logarithm; pooled kinds do not read it.
+        lse: [B, H, Sq], log-sum-exp of dense attention, natural logarithm; ``"pooled"`` does not read it.
         q_order: int32 [n_q * block_q], slot -> token, -1 padding; the same for all heads.
         k_order: int32 [n_k * block_k], the same for keys.
         block_q: query slots per block.
         block_k: key slots per block.
-        kind: ``"mass"``, ``"mass_variance"``, ``"pooled"`` or ``"pooled_variance"``.
+        kind: ``"mass"``, ``"mass_variance"`` or ``"pooled"``.
         sample: take every ``sample``-th query; a divisor of ``block_q``.
-        q_parts: runs of slots, equally long, that a query block is cut into for pooled scores; the orders say which
-            tokens lie together.
-        k_parts: the same of a key block; at least 2 for ``"pooled_variance"``.
+        parts: runs of slots, equally long, that a key block is cut into for pooled scores; ``k_order`` says which keys
+            lie together. A divisor of ``block_k``.
         key_bias: [B or 1, H or 1, Sk], added to the scaled logits, as in dense attention; -inf hides a key.
         scale: factor of the logits, positive; None means 1 / sqrt(D).
         impl: ``"reference"``, ``"cpu"``, ``"triton"``, or ``"auto"``: the first of triton, cpu and reference that can
@@ -80,12 +77,11 @@ def block_scores(
         SparseD (arXiv 2509.24014), selection by exact mass; mass times variance and pooling with log n are ours.
     """
     check_arguments(q, k, lse, q_order, k_order, block_q, block_k, kind, sample, key_bias, scale, impl)
-    check_parts(kind, block_q // sample, block_k, q_parts, k_parts)
+    check_parts(kind, block_k, parts)
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     q_rows, k_rows = sampled_rows(q_order, block_q, sample), k_order.view(-1, block_k)
-    if kind in POOLED or lse is None:
-        parts = {"q_parts": q_parts, "k_parts": k_parts}
-        return pooled_scores(q, k, q_rows, k_rows, key_bias, scale, variance=kind == "pooled_variance", **parts)
+    if kind == "pooled" or lse is None:
+        return pooled_scores(q, k, q_rows, k_rows, key_bias, scale, parts)
     return block_scores_op(q, k, lse, q_rows, k_rows, key_bias, scale, kind == "mass_variance", impl)
 
 

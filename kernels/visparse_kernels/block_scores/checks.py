@@ -5,8 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-POOLED = ("pooled", "pooled_variance")
-KINDS = ("mass", "mass_variance", *POOLED)
+KINDS = ("mass", "mass_variance", "pooled")
 IMPLS = ("auto", "reference", "cpu", "triton")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -35,7 +34,7 @@ def check_arguments(
         raise ValueError(f"kind: wanted one of {', '.join(KINDS)}, got {kind!r}; use one of these names")
     if impl not in IMPLS:
         raise ValueError(f"impl: wanted one of {', '.join(IMPLS)}, got {impl!r}; use one of these names")
-    if kind in POOLED and impl != "auto":
+    if kind == "pooled" and impl != "auto":
         raise ValueError(f"impl: wanted 'auto' for pooled scores, which have one form, got {impl!r}; leave it out")
     _check_inputs(q, k)
     for name, order, block in (("q_order", q_order, block_q), ("k_order", k_order, block_k)):
@@ -55,29 +54,21 @@ def check_arguments(
         )
 
 
-def check_parts(kind: str, rows_q: int, rows_k: int, q_parts: int, k_parts: int) -> None:
-    """Raise where blocks cannot be cut.
+def check_parts(kind: str, block_k: int, parts: int) -> None:
+    """Raise where key blocks cannot be cut.
 
     Args:
         kind: of the scores.
-        rows_q: sampled queries of a block.
-        rows_k: keys of a block.
-        q_parts: of a query block.
-        k_parts: of a key block.
+        block_k: key slots per block.
+        parts: of a key block.
 
     Raises:
-        ValueError: a number is no divisor, or parts are asked for where there are none.
+        ValueError: the number is no divisor, or parts are asked for where there are none.
     """
-    for name, parts, rows in (("q_parts", q_parts, rows_q), ("k_parts", k_parts, rows_k)):
-        if parts < 1 or rows % parts:
-            raise ValueError(f"{name}: wanted a divisor of {rows} (rows of a block), got {parts}; 1 cuts nothing")
-        if parts > 1 and kind not in POOLED:
-            raise ValueError(f"{name}: wanted 1 for kind={kind!r}, got {parts}; only pooled scores have parts")
-    if kind == "pooled_variance" and k_parts == 1:
-        raise ValueError(
-            "k_parts: wanted at least 2 for kind='pooled_variance', got 1; one mean key has no variance, so all scores "
-            "would be 0"
-        )
+    if parts < 1 or block_k % parts:
+        raise ValueError(f"parts: wanted a divisor of block_k = {block_k}, got {parts}; 1 cuts nothing")
+    if parts > 1 and kind != "pooled":
+        raise ValueError(f"parts: wanted 1 for kind={kind!r}, which looks at every key, got {parts}; leave it out")
 
 
 def _check_inputs(q: Tensor, k: Tensor) -> None:
@@ -104,7 +95,7 @@ def _check_order(name: str, order: Tensor, block: int) -> None:
 
 def _check_statistics(q: Tensor, k: Tensor, lse: Tensor | None, kind: str, key_bias: Tensor | None) -> None:
     batch, q_len, heads, _ = q.shape
-    if kind not in POOLED:
+    if kind != "pooled":
         if lse is None:
             raise ValueError(
                 f"lse: wanted the log-sum-exp of dense attention for kind={kind!r}, got None; take it from "

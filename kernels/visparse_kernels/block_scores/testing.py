@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from visparse_kernels.block_scores.api import block_scores
-from visparse_kernels.block_scores.checks import POOLED
 from visparse_kernels.testing import check_close
 
 
@@ -22,8 +21,7 @@ class Case:
     block_q: int
     block_k: int
     sample: int = 1
-    q_parts: int = 1
-    k_parts: int = 1
+    parts: int = 1
     key_bias: Tensor | None = None
     scale: float = 0.125
 
@@ -32,15 +30,14 @@ class Case:
         return block_scores(
             self.q,
             self.k,
-            None if kind in POOLED else self.lse,
+            None if kind == "pooled" else self.lse,
             q_order=self.q_order,
             k_order=self.k_order,
             block_q=self.block_q,
             block_k=self.block_k,
             kind=kind,
             sample=self.sample,
-            q_parts=self.q_parts,
-            k_parts=self.k_parts,
+            parts=self.parts,
             key_bias=self.key_bias,
             scale=self.scale,
             impl=impl,
@@ -57,8 +54,7 @@ def random_case(
     batch: int = 1,
     head_dim: int = 64,
     sample: int = 1,
-    q_parts: int = 1,
-    k_parts: int = 1,
+    parts: int = 1,
     padding: str = "end",
     bias: tuple[int, int] | None = None,
     dtype: torch.dtype = torch.float32,
@@ -77,8 +73,7 @@ def random_case(
         batch: batch size.
         head_dim: size of a head.
         sample: take every ``sample``-th query.
-        q_parts: of each query block, for pooled scores.
-        k_parts: of each key block, for pooled scores.
+        parts: of each key block, for pooled scores.
         padding: ``"end"``; ``"anywhere"``: shuffled orders with a block more of padding; ``"blocks"``: whole blocks
             of padding, too.
         bias: leading axes of a key bias in which every fifth key is hidden; None: no bias.
@@ -113,8 +108,7 @@ def random_case(
         block_q=block_q,
         block_k=block_k,
         sample=sample,
-        q_parts=q_parts,
-        k_parts=k_parts,
+        parts=parts,
         key_bias=key_bias,
     )
     return replace(case, lse=logits_of(case, torch.float64).logsumexp(-1).float())
@@ -151,33 +145,22 @@ def definition(case: Case, kind: str, dtype: torch.dtype) -> Tensor:
     return scores
 
 
-def pooled_definition(case: Case, kind: str, dtype: torch.dtype) -> Tensor:
+def pooled_definition(case: Case, dtype: torch.dtype) -> Tensor:
     """Compute the pooled scores of a case as the text defines them, part by part, in some dtype."""
     q, k = case.q.to(dtype).transpose(1, 2), case.k.to(dtype).transpose(1, 2)
     (batch, heads, k_len, _), n_q, n_k = k.shape, len(case.q_order) // case.block_q, len(case.k_order) // case.block_k
     bias = torch.zeros(1, 1, k_len) if case.key_bias is None else case.key_bias
     amount = bias.to(k.device, dtype).expand(batch, heads, -1).exp()
-    k_runs = case.k_order.view(n_k * case.k_parts, -1)
-    size = torch.stack([amount[:, :, run[run >= 0].long()].sum(-1) for run in k_runs], 2)
-    total = [(amount[..., None] * k)[:, :, run[run >= 0].long()].sum(2) for run in k_runs]
-    means = torch.stack(total, 2) / torch.where(size > 0, size, 1.0)[..., None]
-    sizes = size.unflatten(2, (n_k, case.k_parts))
-    share = sizes / torch.where(sizes.sum(-1) > 0, sizes.sum(-1), 1.0)[..., None]
+    runs = [run[run >= 0].long() for run in case.k_order.view(n_k * case.parts, -1)]
+    size = torch.stack([amount[:, :, run].sum(-1) for run in runs], 2)
+    total = torch.stack([(amount[..., None] * k)[:, :, run].sum(2) for run in runs], 2)
+    means = total / torch.where(size > 0, size, 1.0)[..., None]
     scores = torch.zeros(batch, heads, n_q, n_k, dtype=dtype, device=q.device)
     for i in range(n_q):
-        places = case.q_order[i * case.block_q : (i + 1) * case.block_q].tolist()
-        if case.sample > 1:
-            places = sampled_tokens(case, i)
-        width = case.block_q // case.sample // case.q_parts
-        runs = [[token for token in places[a * width : (a + 1) * width] if token >= 0] for a in range(case.q_parts)]
-        for run in filter(None, runs):
-            logits = case.scale * (q[:, :, run].mean(2)[:, :, None] * means).sum(-1)
-            found = (logits + size.log()).softmax(-1).nan_to_num(nan=0.0).unflatten(2, (n_k, case.k_parts)).sum(-1)
-            if kind == "pooled_variance":
-                away = logits.unflatten(2, (n_k, case.k_parts))
-                away = away - (away * share).sum(-1, keepdim=True)
-                found = found * (share * away.square()).sum(-1)
-            scores[:, :, i] += found * (len(run) / sum(map(len, runs)))
+        queries = sampled_tokens(case, i)
+        if queries:
+            logits = case.scale * (q[:, :, queries].mean(2)[:, :, None] * means).sum(-1) + size.log()
+            scores[:, :, i] = logits.softmax(-1).nan_to_num(nan=0.0).unflatten(2, (n_k, case.parts)).sum(-1)
     return scores
 
 
