@@ -63,7 +63,14 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     add("--minutes", type=float, help="of the search's scoring")
     add("--ranges", action="store_true", help="allocate each range of steps between measurements on its own")
     add("--weigh", type=int, default=8, help="groups of layers whose weight in the output is measured; 0: none")
-    add("--refine", type=int, default=3, help="plans tried for each searched one: three ways to weigh, then climbing")
+    add(
+        "--refine",
+        type=int,
+        nargs="+",
+        default=[3],
+        help="plans tried for the searched one of each target, the last number for all others: three ways to weigh, "
+        "then climbing",
+    )
     add("--no-probe", action="store_true", help="costs by rates alone")
     add("--only", default="", help="only rows (but the dense one) whose name this regular expression finds")
     add("--kinds", type=int, default=8, help="single patterns tried at all targets but the first: the best ones there")
@@ -83,6 +90,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         parser.error(f"--out: wanted another file than those of --table, got {args.out}")
     if not 1 <= args.calibration <= 8:
         parser.error(f"--calibration: wanted 1 to 8 prompts, got {args.calibration}")
+    if len(args.refine) > len(args.targets):
+        parser.error(f"--refine: wanted a number for each of {len(args.targets)} targets at most, got {args.refine}")
     if not all(0 < target < 1 for target in args.targets):
         parser.error(f"--targets: wanted shares between 0 and 1, got {args.targets}")
     if args.dense_steps < 1 or args.steps < args.dense_steps + 3:
@@ -104,7 +113,7 @@ class Command:
             ladders = [one for one in ladders if one.kind in args.only_kinds.split(",")]
         costs = fill(ladders, args.targets, workers)  # goes on while the pipeline is loaded and searched
         search: dict[str, Any] = {"rows": args.rows, "judge": args.judge, "minutes": args.minutes}
-        search |= {"ranges": args.ranges, "weigh": args.weigh, "refine": args.refine, "probe": not args.no_probe}
+        search |= {"ranges": args.ranges, "weigh": args.weigh, "refine": max(args.refine), "probe": not args.no_probe}
         if args.candidates:
             search["candidates"] = tuple(args.candidates.split(","))
         self.wanted = wishes(args.prompts, args.seeds)
@@ -119,7 +128,13 @@ class Command:
             deadline=self.begun + _JUDGING * args.seconds,
         )
         self.comparison = Comparison(
-            self.arena, costs, args.targets, kinds=args.kinds, tries=args.tries, in_time=self._screens
+            self.arena,
+            costs,
+            args.targets,
+            kinds=args.kinds,
+            tries=args.tries,
+            refine=args.refine,
+            in_time=self._screens,
         )
         self.settings: dict[str, Any] = {
             **{key: value for key, value in vars(args).items() if key not in ("out", "table", "png", "plans")},
@@ -127,8 +142,8 @@ class Command:
             "wishes": [list(wish) for wish in self.wanted],
             "notes": [
                 "psnr, ssim: decoded frames in 8 bits against the dense run, mean over frames, then over clips",
-                "measured_share: a sparse step (median; nothing waits within it) without what a dense step takes "
-                "besides self-attention, over self-attention of a dense step, where each call of a layer is timed",
+                "measured_share: a sparse step (mean of those of a run; nothing waits within it) without what a dense "
+                "one takes besides self-attention, over self-attention of a dense step, where each call is timed",
                 "step_prediction_off: predicted minus measured time of a whole sparse step over the measured one; "
                 "prediction_off: the same of attention alone",
                 "seconds_denoise: median over the judged clips",

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from ablation_cases import Case
@@ -38,8 +38,11 @@ class Stopwatch(Studio):
         return made
 
     def seconds_at(self, places: Sequence[int]) -> float:
-        """Median over the last clips of some of their steps."""
-        return median(clip[place] for clip in self.steps for place in places)
+        """Mean over some steps of the last clips, each the median over the clips.
+
+        Not the median over all: where the ranges of a plan differ, that is the time of one range.
+        """
+        return mean(median(clip[place] for clip in self.steps) for place in places)
 
     def attention_seconds(self) -> float:
         """Self-attention of all layers in a dense step of the last run, which was sparsified with `timing`."""

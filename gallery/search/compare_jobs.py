@@ -9,7 +9,7 @@ from ablation_cases import plan_of
 from ablation_clips import Size
 from ablation_rows import Row
 from compare_arena import Arena, Trial, rank
-from compare_searched import Offer
+from compare_searched import WAYS, Offer
 from compare_singles import UNIFORM, Ladder, all_kinds, uniform
 
 from visparse.head_search.candidates import compensations
@@ -30,6 +30,7 @@ class Comparison:
         kinds: single patterns tried at all targets but the first: the best ones there.
         tries: trials of each contender, to bring its measured time near the target.
         in_time: whether single patterns may still be tried.
+        refine: plans tried for the searched one of each target; the last number goes on.
 
     Attributes:
         notes: what was tried, for the settings of the record.
@@ -45,9 +46,11 @@ class Comparison:
         kinds: int,
         tries: int,
         in_time: Callable[[], bool],
+        refine: Sequence[int] = (3,),
     ) -> None:
         self.arena, self._ladders, self.targets = arena, ladders, list(targets)
         self.kinds, self.tries, self.in_time = kinds, tries, in_time
+        self.refine = dict(zip(targets, [*refine, *refine[-1:] * len(targets)], strict=False))
         self.notes: dict[str, Any] = {"singles": [], "no_size": [], "not_tried": [], "tuned": {}}
         self.plans: dict[str, Any] = {}
         self._singles: dict[float, list[tuple[Ladder, Trial]]] = {}
@@ -98,7 +101,8 @@ class Comparison:
             aim = trial.offer.share
         variant, trial = min(trials, key=lambda one: rank(one[1], target))
         name = f"{family} @ {target:.1%}"
-        better = one.climbed(variant, trial.offer.share, name) if family == "foveal" else None
+        climbs = family == "foveal"
+        better = one.climbed(variant, trial.offer.share, name, self.refine[target] - WAYS) if climbs else None
         if better is not None:  # on all calibration clips, which the trial does not see
             offers = partial(one.by_budget, family, variant=better)
             again = self._tune(better.name, target, offers, trial.offer.share)

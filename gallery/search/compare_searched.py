@@ -113,15 +113,15 @@ class Searched:
         found = [one for one in variants_of(list(self.ready.schedules), self.weights) if one.family == family]
         return [one for one in found if one.only is None][: min(self.settings.refine, WAYS)]
 
-    def climbed(self, variant: Variant, share: float, name: str) -> Variant | None:
+    def climbed(self, variant: Variant, share: float, name: str, tries: int) -> Variant | None:
         """A way with other weights that is better on all calibration clips; None where there is none.
 
         Args:
             variant: to begin with.
             share: of dense attention's time that a sparse step may take.
             name: of the climb, in `climbs`.
+            tries: plans that are judged.
         """
-        tries = self.settings.refine - WAYS
         if tries < 1:
             return None
         begun, parts = time.perf_counter(), sorted(self.table.error)

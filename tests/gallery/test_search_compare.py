@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -208,8 +209,8 @@ class Pool:
     def variants(self, family: str) -> list[Any]:
         return [SimpleNamespace(name=name) for name in ("by weight", "alike")]
 
-    def climbed(self, variant: Any, share: float, name: str) -> Any:
-        self.asked.append(("climb", variant.name, share, name))
+    def climbed(self, variant: Any, share: float, name: str, tries: int) -> Any:
+        self.asked.append(("climb", variant.name, share, name, tries))
         return None if self.psnr["climbed"] is None else SimpleNamespace(name="climbed")
 
     def by_budget(self, family: str, share: float, variant: Any) -> Any:
@@ -233,16 +234,29 @@ def test_a_climb_begins_at_the_best_way_and_counts_in_time(
 ) -> None:
     pool = Pool(load, found, late)
     jobs = load("compare_jobs")
-    comparison = jobs.Comparison(pool, list, [0.25], kinds=1, tries=2, in_time=lambda: True)
+    comparison = jobs.Comparison(pool, list, [0.25], kinds=1, tries=2, refine=[5], in_time=lambda: True)
     row = comparison.searched(0.25, "foveal")
     assert (row["label"], row["plan"]) == ("searched, foveal @ 25.0%", wanted)
     asked = [("by weight", 0.25), ("alike", pytest.approx(0.275))]
-    asked.append(("climb", "alike", pytest.approx(0.275), "foveal @ 25.0%"))
+    asked.append(("climb", "alike", pytest.approx(0.275), "foveal @ 25.0%", 2))
     assert pool.asked[:3] == asked
     assert pool.asked[3:] == ([] if found is None else [("climbed", pytest.approx(0.3025))])
     pool.asked.clear()
     assert comparison.searched(0.25, "plain")["plan"] == "alike"
     assert len(pool.asked) == 2  # the plain family does not climb
+
+
+def test_each_target_has_its_own_climb(load: Load) -> None:
+    make = partial(load("compare_jobs").Comparison, None, list, [0.125, 0.25, 0.5], kinds=1, tries=2, in_time=bool)
+    assert make(refine=[20, 3]).refine == {0.125: 20, 0.25: 3, 0.5: 3}
+    assert make(refine=[3]).refine == dict.fromkeys([0.125, 0.25, 0.5], 3)
+
+
+def test_a_sparse_step_is_the_mean_of_its_ranges(load: Load) -> None:
+    watch = load("compare_arena").Stopwatch.__new__(load("compare_arena").Stopwatch)
+    watch.steps = ((9.0, 1.0, 1.0, 4.0, 4.0, 4.0), (9.0, 1.2, 1.0, 4.0, 4.0, 4.0), (9.0, 8.0, 1.0, 4.0, 4.0, 4.0))
+    assert watch.seconds_at(range(1, 6)) == pytest.approx((1.2 + 1 + 3 * 4) / 5)
+    assert watch.seconds_at([0]) == 9.0
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------
