@@ -8,7 +8,7 @@ from compare_table import verdicts
 
 from visparse.measure.results import Record
 
-SAME = ("grid", "pixels", "steps", "dense_steps", "wishes", "calibration", "no_probe")
+SAME = ("grid", "pixels", "steps", "dense_steps", "wishes", "calibration")
 _LISTS = ("singles", "no_size", "not_tried", "failed")
 _SAID = {*SAME, *_LISTS, "notes", "tuned", "verdicts", "not_run"}
 

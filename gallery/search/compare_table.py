@@ -21,8 +21,9 @@ def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     Returns:
         `target`; `searched`: label, PSNR and measured share of the best searched plan; `above`: for each kind of
-        contender its best row, the difference `by`, and `time`: measured time of a sparse step over that row's
-        (None where it was not run); `plain_above_single`: the same for the searched plan without compensation.
+        contender its best row, the difference `by`, `time`: measured time of a sparse step over that row's, and `run`:
+        attention of the whole run over that row's (None where it was not measured, and for a contender that was not
+        run); `plain_above_single`: the same for the searched plan without compensation.
     """
     found = []
     for target in sorted({row["target"] for row in rows if row["plan"] == "sparse" and row["target"]}, reverse=True):
@@ -69,14 +70,14 @@ def table(rows: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]) -> str
     lines += ["", _LEGEND]
     for one in verdicts(rows):
         others = [
-            f"{kind} {value['by']:+.2f} dB in {value['time']:.2f} of its time ({value['label']})"
+            f"{kind} {value['by']:+.2f} dB in {_times(value)} ({value['label']})"
             for kind, value in one["above"].items()
             if value is not None
         ]
         lines.append(f"at {one['target']:.1%}: {one['searched']['label']}: {'; '.join(others) or 'no other row'}")
         plain = one["plain_above_single"]
         if plain is not None:
-            lines.append(f"  searched, plain, above the best single: {plain['by']:+.2f} dB in {plain['time']:.2f}")
+            lines.append(f"  searched, plain, above the best single: {plain['by']:+.2f} dB in {_times(plain)}")
     if settings.get("search"):
         seconds = settings["search"]["seconds"]
         lines.append(f"search: {', '.join(f'{name} {value:.1f} s' for name, value in seconds.items())}")
@@ -97,8 +98,22 @@ def _short(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: row[key] for key in ("label", "psnr", "measured_share")}
 
 
-def _lead(row: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float]:
-    return {"by": row["psnr"] - other["psnr"], "time": row["measured_share"] / other["measured_share"]}
+def _lead(row: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, float | None]:
+    return {
+        "by": row["psnr"] - other["psnr"],
+        "time": _ratio(row.get("measured_share"), other.get("measured_share")),
+        "run": _ratio(row.get("attention_cost"), other.get("attention_cost")),
+    }
+
+
+def _ratio(mine: float | None, other: float | None) -> float | None:
+    return None if mine is None or other is None else mine / other
+
+
+def _times(lead: Mapping[str, Any]) -> str:
+    parts = {"time of a sparse step": lead["time"], "attention of a run": lead["run"]}
+    known = [f"{value:.2f} of its {name}" for name, value in parts.items() if value is not None]
+    return ", ".join(known) or "unknown time"
 
 
 def _line(row: Mapping[str, Any]) -> str:

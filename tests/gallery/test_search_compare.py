@@ -155,10 +155,23 @@ def test_verdicts(load: Load) -> None:
         "measured_share": 0.3,
         "by": 5.0,
         "time": pytest.approx(0.8),
+        "run": pytest.approx(0.43 / 0.475),
     }
     assert one["above"]["compensated"]["by"] == 1.5
     assert one["above"]["published"] is None
-    assert one["plain_above_single"] == {"by": 2.0, "time": pytest.approx(0.25 / 0.3)}
+    assert one["plain_above_single"] == {
+        "by": 2.0,
+        "time": pytest.approx(0.25 / 0.3),
+        "run": pytest.approx(0.4375 / 0.475),
+    }
+
+
+def test_a_time_that_is_not_known_is_left_out(load: Load) -> None:
+    rows = [one | {"measured_share": None} if one["label"] == "b" else one for one in ROWS]
+    (one,) = load("compare_table").verdicts(rows)
+    assert one["above"]["compensated"]["time"] is None
+    text = load("compare_table").table([row | {"latent_error": 0.1} for row in rows], {})
+    assert "compensated +1.50 dB in 1.00 of its attention of a run (e)" in text
 
 
 def test_points_and_picture(load: Load) -> None:

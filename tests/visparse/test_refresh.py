@@ -47,11 +47,11 @@ def test_plans_round_trip():
     ("value", "text"),
     [
         ({"overlap_belw": 0.6}, "refresh has an unknown key 'overlap_belw'; did you mean 'overlap_below'"),
-        ({"every": 2}, r"refresh: lacks the key 'overlap_below', got {'every': 2}; give it a share such as 0.8"),
-        ({"overlap_below": 0}, r"refresh: below: wanted a share in \(0, 1\], got 0; 0.8 is usual"),
+        ({"every": 2}, r"refresh: lacks the key 'overlap_below', got {'every': 2}; give it a share such as 0.9"),
+        ({"overlap_below": 0}, r"refresh: below: wanted a share in \(0, 1\], got 0; 0.9 is usual"),
         ({"overlap_below": 0.6, "every": 0}, "refresh: every: wanted an int >= 1, in steps, got 0; 1 looks at every"),
         ({"overlap_below": 0.6, "most": 0}, r"refresh: most: wanted an int >= 1 or None \(no limit\), got 0; leave"),
-        ("often", r"refresh: wanted None .* or Overlap\(below=0.8\), got 'often'; leave it out"),
+        ("often", r"refresh: wanted None .* or Overlap\(below=0.9\), got 'often'; leave it out"),
     ],
 )
 def test_bad_values(value, text):
