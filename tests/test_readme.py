@@ -30,6 +30,7 @@ def test_commands_exist() -> None:
 def test_links_lead_somewhere() -> None:
     pages = [
         ROOT / "README.md",
+        ROOT / "gallery" / "RESULTS.md",
         *(ROOT / d / "README.md" for d in ("kernels", "pipelines", "gallery", "gallery/training")),
     ]
     for page in pages:
