@@ -172,3 +172,30 @@ def test_options_of_the_other_kind(model, more, text, tmp_path, capsys):
     with pytest.raises(SystemExit):
         command(model, None, Path(tmp_path) / "plan.json", "--attention", "0.5", *more)
     assert text in capsys.readouterr().err
+
+
+def test_refining_judges_what_the_head_returns(vit):
+    images = list(torch.randn(2, 1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1)))
+    for block in vit.blocks:  # else attention is uniform
+        block.attn.qkv.weight.data.normal_(std=0.3)
+    plan = visparse.search(vit, images=images, attention=0.9, refine=5, weigh=2, **FAST)
+    assert session_of(vit) is None
+    judged = plan.measured["output_errors"]
+    assert judged[plan.measured["taken"]] == min(judged.values())
+    assert any("by weight" in name for name in judged)
+    assert min(plan.measured["weights"][0]) > 0
+    dense = [vit(image) for image in images]
+    with visparse.sparsify(vit, plan):
+        made = [vit(image) for image in images]
+    errors = [float((a - b).square().mean().sqrt()) for a, b in zip(made, dense, strict=True)]
+    last = plan.measured["climb"]["output_error"]
+    assert last == pytest.approx(sum(errors) / 2, rel=1e-4, abs=1e-6)
+    assert 0 < last
+
+    class Half(nn.Module):
+        def forward(self, x):
+            return x[:, :1] * 1000
+
+    vit.head = Half()
+    other = visparse.search(vit, images=images, attention=0.9, refine=2, **FAST).measured["output_errors"]
+    assert min(other.values()) > 2 * max(judged.values())

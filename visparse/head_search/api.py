@@ -69,10 +69,11 @@ def search(
             What it costs: `rates` (device whose rates count; None: this one), `probe` (True: two plans of each family
             run for a few steps, and costs are brought to what they took; not with the rates of another device),
             `share` (of attention in a dense step; None: measured).
-            What the output says, of pipelines, on the first four prompts: `refine` (so many allocations are judged by
-            decoded frames, and the best one is taken; 0: none; the first four are fixed ways to weigh errors, those
-            after them change the weight of one group of layers at a time), `weigh` (so many groups of layers are made
-            sparse alone, in each range of steps; the error of the output says what each weighs; 0: all alike),
+            What the output says, on the first four prompts or images: `refine` (so many allocations are judged by
+            decoded frames, or by what a vision transformer returns: give it with the head whose output counts; the
+            best one is taken; 0: none; the first four are fixed ways to weigh errors, those after them change the
+            weight of one group of layers at a time), `weigh` (so many groups of layers are made sparse alone, in each
+            range of steps; the error of the output says what each weighs; 0: all alike),
             `try_dense_steps` and `try_refresh` (other schedules at the same `speedup`; the best one is taken).
             Besides: `minutes` (what is not scored by then stays dense, and nothing is judged after it), `name`.
 

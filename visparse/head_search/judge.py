@@ -1,4 +1,4 @@
-"""Judge: how far the model's frames or pictures go from the dense ones under a plan.
+"""Judge: how far the model's frames or pictures, or what a vision transformer gives, go from the dense ones.
 
 Latents would be cheaper, but the same error in them costs more or less in what people see: allocations by the error of
 latents had half of it and a worse PSNR.
@@ -35,8 +35,8 @@ class OutputJudge:
         """Prepare, and run nothing yet.
 
         Args:
-            pipe: a diffusers pipeline, dense.
-            generate: function (prompt) -> what the pipeline returns, decoded, in [0, 1].
+            pipe: a diffusers pipeline or a model without steps, dense.
+            generate: function (prompt) -> what the pipeline returns, decoded, in [0, 1]; or a tensor.
             prompts: how many of the calibration prompts.
             work: keeps what was judged.
             deadline: on `time.perf_counter`; no plan is begun after it. None: none.
@@ -87,5 +87,7 @@ def digest(plan: SparsePlan) -> str:
 
 
 def _output(output: Any) -> Tensor:
+    if isinstance(output, Tensor):
+        return output.float().cpu()
     made = output.frames if hasattr(output, "frames") else output.images
     return torch.as_tensor(made).float().cpu()

@@ -49,7 +49,7 @@ def refined(searcher: Searcher, table: Table, ready: Ready, recorder: Recorder) 
     first = recorder.plan(searcher.choose(table, ready))
     weights = None
     if settings.weigh:
-        family = "foveal" if "foveal" in ready.targets else next(iter(ready.targets))
+        family = "foveal" if "foveal" in ready.targets else list(ready.targets)[-1]
         attention = ready.targets[family] or 0.25
         weights = find_weights(table, family, attention, settings.weigh, first, settings.refresh, judge)
     made, refused = _allocations(searcher, table, ready, recorder, weights)

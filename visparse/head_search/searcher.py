@@ -78,8 +78,11 @@ class Searcher:
                 "inputs: wanted them for a bare denoiser, and only for one: a list of runs, each a list with the "
                 "keyword arguments of every step; a pipeline gets prompts"
             )
-        if settings.refine and self.inputs:
-            raise ValueError("refine: wanted a pipeline, whose output can be judged, got a bare model; leave it out")
+        if settings.refine and self.inputs and adapter.timestep is not None:
+            raise ValueError(
+                "refine: wanted a pipeline or a vision transformer, whose output can be judged, got a bare denoiser; "
+                "leave it out"
+            )
         self.total = self._steps()
         self._begun = time.perf_counter()
         self.rank, self.world = processes()
@@ -232,13 +235,16 @@ class Searcher:
         return best
 
     def generate(self, run: int, steps: int | None = None, *, decode: bool = False) -> Any:
-        """Run the pipeline on a calibration prompt.
+        """Run the pipeline on a calibration prompt, or a vision transformer on a calibration picture.
 
         Args:
-            run: number of the prompt.
+            run: number of the prompt or picture.
             steps: denoiser steps; None: those of a run.
             decode: whether frames or pictures are wanted.
         """
+        if self.inputs:
+            with torch.no_grad():
+                return self.target(**self.inputs[run][0])
         prompts = self.settings.prompts
         arguments = {**self.settings.call, **({"prompt": prompts[run]} if prompts else {})}
         return run_pipeline(self.target, arguments, steps or self.total, self.settings.seed + run, decode=decode)
