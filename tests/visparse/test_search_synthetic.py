@@ -330,7 +330,7 @@ def test_a_goal_that_one_family_cannot_reach_leaves_scores_for_the_next(model, t
 
 def test_refining_a_bare_denoiser_is_refused_at_once(model, monkeypatch):
     monkeypatch.setattr(Synthetic, "forward", None)
-    with pytest.raises(ValueError, match="refine: wanted a pipeline or a vision .* got a bare denoiser; leave it out"):
+    with pytest.raises(ValueError, match=r"refine: wanted a pipeline or a vision .* got a bare denoiser; leave it out"):
         visparse.search(model, inputs=make_inputs(), attention=0.3, dense_steps=1, refine=2)
     with pytest.raises(ValueError, match="grid: wanted a pipeline, got a bare Synthetic, whose inputs have their own"):
         visparse.search(model, inputs=make_inputs(), attention=0.3, dense_steps=1, grid=GRID)
