@@ -62,7 +62,7 @@ class Searcher:
             progress: told about every step.
 
         Raises:
-            ValueError: inputs and target do not go together, refine without a pipeline, or the work file is of another
+            ValueError: inputs and target do not go together, refine of a bare denoiser, or the work file is of another
                 search.
         """
         if settings.grid is not None:
