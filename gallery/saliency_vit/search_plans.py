@@ -1,4 +1,4 @@
-"""The searched plan: scores of the library's search, several allocations, and the best of them by the features."""
+"""The searched plan: scores of the library's search, several allocations, and the best of them by features or maps."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from vit import SaliencyViT
 from visparse import SparsePlan
 from visparse.head_search.build import build_plan
 from visparse.head_search.candidates import PARTS
-from visparse.head_search.choose import Chosen, Table
+from visparse.head_search.choose import Chosen, Part, Table
+from visparse.head_search.climb import Climbed, climb
 from visparse.head_search.judge import OutputJudge
 from visparse.head_search.probe import Line
-from visparse.head_search.refine import Weights, variants_of
+from visparse.head_search.refine import Variant, Weights, judge_all, variants_of
 from visparse.head_search.searcher import Searcher
 from visparse.head_search.sensitivity import find_weights
 from visparse.head_search.settings import SearchSettings
+from visparse.head_search.work import WorkFile
 from visparse.patterns import Neighborhood, Pattern, TopK
 
 _FAMILY = "pooled"  # patterns with exact masks and nothing for the other keys are far off on this model
 _WEIGHED_AT = 0.5  # share of attention's time at which the weights of layers are measured
-_WEIGHED_ON = 2  # batches that say it: twelve plans run on each, and weights need not be exact
-_VARIANTS = 3  # by weight, by its root, and all layers alike
+JUDGES = ("features", "maps")
+_VARIANTS = 4  # by weight, by its root, all layers alike, and that with tiles by content only
 _SHARES = (10, 15, 20, 29, 38, 42, 46, 58)  # per cent of the tiles, between the sizes of the library's candidates
 _WINDOWS = {"near8": (1 / 8, 1 / 8), "near3": (1 / 3, 1 / 3), "tall": (1 / 2, 1 / 8), "columns8": (1, 1 / 8)}
 
@@ -53,12 +55,19 @@ class Searched:
         searcher: the library's search.
         prices: of other plans on the same terms.
         table: of the scores, once there are any.
-        weights: of the layers in the features; None: not measured.
     """
 
     table: Table
 
-    def __init__(self, model: SaliencyViT, pictures: Sequence[Tensor], settings: dict[str, Any], weigh: int) -> None:
+    def __init__(
+        self,
+        model: SaliencyViT,
+        pictures: Sequence[Tensor],
+        settings: dict[str, Any],
+        weigh: int,
+        judged: str = "features",
+        climb: int = 0,
+    ) -> None:
         """Look at the model; `score` does the rest.
 
         Args:
@@ -66,9 +75,11 @@ class Searched:
             pictures: to calibrate on, batches [B, 3, side, side]; times are measured with the first one.
             settings: of `SearchSettings`, without a goal.
             weigh: groups of layers whose weights are measured; 0: none.
+            judged: one of `JUDGES`: the root mean square error of the features, or of maps brought to mean 0 and
+                deviation 1, whose square is twice what their correlation lacks of 1.
+            climb: plans of a climb from the best way to weigh errors; 0: none.
         """
-        self.model, self.pictures, self._groups = model, list(pictures), weigh
-        self._weighed_on = min(_WEIGHED_ON, len(self.pictures))
+        self.model, self.pictures, self._groups, self._tries = model, list(pictures), weigh, climb
         grid = model.backbone.patch_embed.grid_size  # type: ignore[union-attr]
         asked = SearchSettings(
             attention=0.5, dense_steps=0, name="searched", family=_FAMILY, patterns=more_sizes(grid), **settings
@@ -87,61 +98,78 @@ class Searched:
             {family: Line(*parts) for family, parts in work.facts.get("probe", {}).items()},
             asked.per_tile,
         )
-        self.judge = OutputJudge(model.backbone, self._features, len(self.pictures), work)
-        self.weights: Weights | None = None
+        output = {"features": self._features, "maps": self._maps}[judged]
+        own = asked.work and asked.work.with_suffix(f".{judged}{asked.work.suffix}")
+        self.judge = OutputJudge(model.backbone, output, len(self.pictures), WorkFile(own, {"judged": judged}))
 
     def score(self) -> None:
-        """Score all candidates, and weigh the layers; what the work file has is not done again."""
+        """Score all candidates; what the work file has is not done again."""
         self.searcher.score(self.ready)
         ready = self.ready
         self.table = Table(self.searcher.work.scores, ready.candidates, ready.costs, ready.schedules)
-        if self._groups:
-            self.weights = self._weights(self._groups)
 
     def best(self, share: float) -> tuple[SparsePlan, dict[str, Any]]:
-        """The best plan of a budget by the features of the calibration pictures.
+        """The best plan of a budget by what the model makes of the calibration pictures.
 
         Args:
             share: of dense attention's time.
 
         Returns:
-            The plan; its predicted share of time, its family, and the error of every allocation that was tried.
+            The plan; its predicted share of time, its family, the error of every allocation that was tried, and what
+            a climb found.
 
         Raises:
             ValueError: no family has a plan within it.
         """
-        errors: dict[str, float] = {}
+        measured = self._weights() if self._groups else None
         made: dict[str, tuple[Chosen, SparsePlan]] = {}
+        ways: dict[str, Variant] = {}
         refused: list[ValueError] = []
-        for variant in variants_of(list(self.ready.schedules), self.weights)[:_VARIANTS]:
-            weights = variant.weights(sorted(self.table.error))
+        for variant in variants_of(list(self.ready.schedules), measured)[:_VARIANTS]:
             try:
-                chosen = self._allocate(variant.family, share, weights, variant.only)
+                chosen = self._allocate(variant.family, share, variant.weights(self._parts), variant.only)
             except ValueError as error:
                 refused.append(error)
                 continue
-            made[variant.name] = chosen, self._plan(chosen)
-            errors[variant.name] = self.judge.error(made[variant.name][1], variant.name) or 0.0
+            made[variant.name], ways[variant.name] = (chosen, self._plan(chosen)), variant
         if not made:
             raise refused[0]
-        taken = min(errors, key=lambda name: errors[name])
-        chosen, plan = made[taken]
-        facts = {
+        found = judge_all(made, self.judge)
+        chosen, plan, facts = found.chosen, found.plan, {}
+        if self._tries:
+            climbed = self._climbed(share, ways[found.taken], measured)
+            chosen, plan, facts = climbed.chosen, climbed.plan, {"climbed": round(climbed.error, 4)}
+            facts["climb"] = list(climbed.tried)
+        return plan, {
             "predicted_share": round(chosen.attention, 4),
             "family": chosen.family,
-            "taken": taken,
-            "tried": {name: round(error, 5) for name, error in errors.items()},
+            "taken": found.taken,
+            "tried": {name: round(error, 5) for name, error in found.errors.items()},
+            **facts,
         }
-        return plan, facts
 
-    def _weights(self, groups: int) -> Weights | None:
+    @property
+    def _parts(self) -> list[Part]:
+        return sorted(self.table.error)
+
+    def _weights(self) -> Weights | None:
         """The weights of the layers; None where a call costs more than the budget before its first block."""
         try:
             base = self._plan(self._allocate(_FAMILY, _WEIGHED_AT, None))
         except ValueError:
             return None
-        few = OutputJudge(self.model.backbone, self._features, self._weighed_on, self.searcher.work)
-        return find_weights(self.table, _FAMILY, _WEIGHED_AT, groups, base, None, few)
+        return find_weights(self.table, _FAMILY, _WEIGHED_AT, self._groups, base, None, self.judge)
+
+    def _climbed(self, share: float, way: Variant, measured: Weights | None) -> Climbed:
+        """Other weights than those of a way, a group of layers at a time."""
+
+        def make(weights: Weights) -> tuple[Chosen, SparsePlan]:
+            chosen = self._allocate(way.family, share, weights, way.only)
+            return chosen, self._plan(chosen)
+
+        start = way.weights(self._parts) or dict.fromkeys(self._parts, 1.0)
+        groups = self._groups or len(self.table.layers)
+        return climb(self.table, start, make, self.judge, groups=groups, tries=self._tries, measured=measured)
 
     def _allocate(self, family: str, share: float, weights: Weights | None, only: Any = None) -> Chosen:
         layers = self.searcher.model.layers
@@ -160,6 +188,11 @@ class Searched:
             measured={},
             proxies=self.ready.candidates.proxies,
         )
+
+    def _maps(self, run: int) -> Any:
+        maps = self.model.saliency(self.model.features(self.pictures[run])).flatten(1)
+        deviation, mean = torch.std_mean(maps, dim=1, keepdim=True, correction=0)
+        return SimpleNamespace(images=(maps - mean) / deviation)
 
     def _features(self, run: int) -> Any:
         with torch.no_grad():

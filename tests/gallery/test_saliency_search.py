@@ -142,27 +142,54 @@ def test_the_largest_size_within_a_share(recipe: Callable[[str], ModuleType]) ->
     assert slower.of(pattern, "plain") == pytest.approx((0.02 / 2 + 2 * cost * dense) / dense)
 
 
+@pytest.mark.parametrize("judged", ["features", "maps"])
 def test_searched_plans_and_what_is_beyond_them(
-    recipe: Callable[[str], ModuleType], model: Small, pictures: list[Tensor]
+    recipe: Callable[[str], ModuleType], model: Small, pictures: list[Tensor], judged: str
 ) -> None:
     settings = {"rates": "h200", "rows": 2, "probe": False, "per_tile": 2}
-    searched = recipe("search_plans").Searched(model, pictures, settings, 2)
+    searched = recipe("search_plans").Searched(model, pictures, settings, 2, judged)
     searched.score()
-    assert set(searched.weights) == {(0, 0), (0, 1)}
     plan, facts = searched.best(0.97)
     assert isinstance(plan, SparsePlan)
     assert plan.proxies is None or plan.proxies.per_tile == 2
     assert facts["predicted_share"] <= 0.97
     assert facts["tried"][facts["taken"]] == min(facts["tried"].values())
+    assert any("by weight" in name for name in facts["tried"])
     with visparse.sparsify(model.backbone, plan, strict=True):
         made = [model.features(batch) for batch in pictures]
     dense = [model.features(batch) for batch in pictures]
-    errors = [float((a - b).norm() / b.norm()) for a, b in zip(made, dense, strict=True)]
+    if judged == "features":
+        errors = [float((a - b).square().mean().sqrt()) for a, b in zip(made, dense, strict=True)]
+    else:
+        maps = [[model.saliency(one).flatten(1) for one in two] for two in zip(made, dense, strict=True)]
+        lacking = [
+            [1 - float(torch.corrcoef(torch.stack(both))[0, 1]) for both in zip(*two, strict=True)] for two in maps
+        ]
+        errors = [(2 * sum(own) / len(own)) ** 0.5 for own in lacking]
     assert facts["tried"][facts["taken"]] == pytest.approx(sum(errors) / len(errors), abs=1e-4)
     assert len(facts["tried"]) > 1
     with pytest.raises(ValueError, match="budget"):
         searched.best(-0.1)
     assert session_of(model.backbone) is None
+
+
+def test_a_climb_begins_with_the_best_way(
+    recipe: Callable[[str], ModuleType], model: Small, pictures: list[Tensor], tmp_path: Path
+) -> None:
+    settings = {"rates": "h200", "rows": 2, "probe": False, "work": tmp_path / "w.jsonl"}
+    find = recipe("search_plans").Searched
+    without = find(model, pictures, settings, 2, "maps")
+    without.score()
+    _, before = without.best(0.97)
+    climbing = find(model, pictures, settings, 2, "maps", 3)
+    climbing.score()
+    plan, facts = climbing.best(0.97)
+    assert {name: facts[name] for name in ("taken", "tried")} == {name: before[name] for name in ("taken", "tried")}
+    assert 1 <= len(facts["climb"]) <= 3
+    assert facts["climbed"] == min([1.0, *(one["error"] for one in facts["climb"] if one["kept"])])
+    start, found = before["tried"][before["taken"]], climbing.judge.errors(plan, "again")
+    assert sum(found) / len(found) <= 1.5 * start
+    assert (tmp_path / "w.maps.jsonl").is_file()
 
 
 def test_weights_in_half_precision_come_back(
