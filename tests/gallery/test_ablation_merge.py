@@ -17,7 +17,8 @@ from visparse.patterns import Neighborhood
 
 GALLERY = Path(__file__).parents[2] / "gallery"
 FOLDER = GALLERY / "compensation"
-SMALL, MORE = (GALLERY / "results" / f"ablation_{name}_h200.json" for name in ("small", "more"))
+SMALL = GALLERY / "results" / "ablation_small_h200.json"
+WITH_STATISTICS = [f"neighborhood + {what} @ 12.5%" for what in ("statistics", "statistics + residual")]
 Load = Callable[[str], ModuleType]
 
 
@@ -32,7 +33,26 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
 
 
 def records() -> dict[str, Record]:
-    return {str(path): Record.read(path) for path in (SMALL, MORE)}
+    """The first two runs behind the merged result; in the second one two rows have a window of their own."""
+    whole = Record.read(SMALL)
+    other = {"patterns": {"pattern": Neighborhood(window=(9, 12, 12)).to_dict()}}
+    found = {}
+    for part, name in enumerate(("small", "more")):
+        rows = [{key: row[key] for key in row if key != "part"} for row in whole.rows if row["part"] == part]
+        if part == 1:
+            own = [row for row in whole.rows if row["label"] in WITH_STATISTICS]
+            rows = [whole.rows[0], *rows, *({**row, "definition": other} for row in own)]
+        about = whole.settings["parts"][part]
+        left = {"not_run": [*whole.settings["not_run"], *WITH_STATISTICS[: 2 - 2 * part]], "left_out": [], "parts": []}
+        settings = {**whole.settings, **about["settings"], **left}
+        found[f"results/{name}.json"] = replace(
+            whole, rows=rows, settings=settings, date=about["date"], commit=about["commit"]
+        )
+    return found
+
+
+def small() -> Record:
+    return next(iter(records().values()))
 
 
 def labels(record: Record) -> list[str]:
@@ -40,9 +60,9 @@ def labels(record: Record) -> list[str]:
 
 
 def test_merged_results_have_the_sparse_rows_of_all_and_the_dense_ones_of_the_first(load: Load) -> None:
-    small, more = records().values()
+    first, more = records().values()
     one = load("ablation_merge").merged(records())
-    assert [row for row in one.rows if row["part"] == 0] == [{**row, "part": 0} for row in small.rows]
+    assert [row for row in one.rows if row["part"] == 0] == [{**row, "part": 0} for row in first.rows]
     added = [row["label"] for row in one.rows if row["part"] == 1]
     assert "foveal, residual in fp8 @ 12.5%" in added
     assert not [label for label in added if label.startswith("dense")]
@@ -56,27 +76,26 @@ def test_merged_results_have_the_sparse_rows_of_all_and_the_dense_ones_of_the_fi
 def test_rows_with_other_static_patterns_than_the_first_are_left_out(load: Load) -> None:
     """The second run tried one window, the first took the best of four: one table would compare two windows."""
     one = load("ablation_merge").merged(records())
-    names = [f"neighborhood + {what} @ 12.5%" for what in ("statistics", "statistics + residual")]
-    assert one.settings["left_out"] == [f"{name} ({MORE.name})" for name in names]
-    assert not set(names) & set(labels(one))
-    assert set(names) <= set(one.settings["not_run"])
+    assert sorted(one.settings["left_out"]) == sorted(f"{name} (more.json)" for name in WITH_STATISTICS)
+    assert not set(WITH_STATISTICS) & set(labels(one))
+    assert set(WITH_STATISTICS) <= set(one.settings["not_run"])
     assert "left out, with other static patterns: neighborhood" in load("ablation_table").table(one.rows, one.settings)
 
 
 def test_the_last_row_of_a_name_counts(load: Load) -> None:
-    small = records()[str(SMALL)]
+    first = small()
     name = "neighborhood, dropped @ 12.5%"
-    again = [{**row, "psnr": 1.5} for row in small.rows if row["label"] in ("dense, 4 steps", name)]
-    one = load("ablation_merge").merged({"a": small, "b": replace(small, rows=again)})
-    assert labels(one) == labels(small)
+    again = [{**row, "psnr": 1.5} for row in first.rows if row["label"] in ("dense, 4 steps", name)]
+    one = load("ablation_merge").merged({"a": first, "b": replace(first, rows=again)})
+    assert labels(one) == labels(first)
     psnr = {row["label"]: (row.get("psnr"), row["part"]) for row in one.rows}
     assert psnr[name] == (1.5, 1)
     assert psnr["dense, 4 steps"][1] == 0
 
 
 def test_one_result_stays_as_it_is(load: Load) -> None:
-    small = records()[str(SMALL)]
-    assert load("ablation_merge").merged({"a": small}) is small
+    first = small()
+    assert load("ablation_merge").merged({"a": first}) is first
 
 
 @pytest.mark.parametrize(
@@ -88,14 +107,14 @@ def test_one_result_stays_as_it_is(load: Load) -> None:
     ],
 )
 def test_results_that_cannot_stand_in_one_table(load: Load, changed: dict[str, Any], text: str) -> None:
-    small = records()[str(SMALL)]
-    other = replace(small, **{key: {**getattr(small, key), **value} for key, value in changed.items()})
+    first = small()
+    other = replace(first, **{key: {**getattr(first, key), **value} for key, value in changed.items()})
     with pytest.raises(ValueError, match=text):
-        load("ablation_merge").merged({"a": small, "b": other})
+        load("ablation_merge").merged({"a": first, "b": other})
 
 
 def test_the_static_patterns_of_an_earlier_run_are_taken(load: Load) -> None:
-    static = records()[str(SMALL)].settings["static"]
+    static = small().settings["static"]
     window, decay = load("ablation_merge").known_choices(static, 0.125)
     assert (window.family, window.target, decay.family) == ("neighborhood", 0.125, "decay")
     assert window.masks.to_dict() == static[0]["pattern"]
