@@ -15,7 +15,7 @@ from visparse import SparsePlan
 from visparse.head_search.build import build_plan
 from visparse.head_search.candidates import PARTS
 from visparse.head_search.choose import Chosen, Part, Table
-from visparse.head_search.climb import Climbed, climb
+from visparse.head_search.climb import Climbed, climb_from
 from visparse.head_search.judge import OutputJudge
 from visparse.head_search.probe import Line
 from visparse.head_search.refine import Variant, Weights, judge_all, variants_of
@@ -162,14 +162,17 @@ class Searched:
 
     def _climbed(self, share: float, way: Variant, measured: Weights | None) -> Climbed:
         """Other weights than those of a way, a group of layers at a time."""
-
-        def make(weights: Weights) -> tuple[Chosen, SparsePlan]:
-            chosen = self._allocate(way.family, share, weights, way.only)
-            return chosen, self._plan(chosen)
-
-        start = way.weights(self._parts) or dict.fromkeys(self._parts, 1.0)
-        groups = self._groups or len(self.table.layers)
-        return climb(self.table, start, make, self.judge, groups=groups, tries=self._tries, measured=measured)
+        _, found = climb_from(
+            way,
+            self.table,
+            lambda own: self._allocate(own.family, share, own.weights(self._parts), own.only),
+            self._plan,
+            self.judge,
+            groups=self._groups or len(self.table.layers),
+            tries=self._tries,
+            measured=measured,
+        )
+        return found
 
     def _allocate(self, family: str, share: float, weights: Weights | None, only: Any = None) -> Chosen:
         layers = self.searcher.model.layers

@@ -8,7 +8,7 @@ from typing import Any
 from visparse import SparsePlan
 from visparse.head_search.build import build_plan
 from visparse.head_search.choose import Chosen, Table
-from visparse.head_search.climb import climb
+from visparse.head_search.climb import GROUPS, climb_from
 from visparse.head_search.costs import make_costs
 from visparse.head_search.judge import OutputJudge
 from visparse.head_search.probe import Line
@@ -18,7 +18,6 @@ from visparse.head_search.sensitivity import find_weights
 from visparse.head_search.settings import SearchSettings
 
 WAYS = 3  # to weigh errors, of one family; what is left of `refine` climbs
-GROUPS = 8  # of layers, in climbs where no weights were measured
 
 
 @dataclass(frozen=True)
@@ -124,17 +123,12 @@ class Searched:
         """
         if tries < 1:
             return None
-        begun, parts = time.perf_counter(), sorted(self.table.error)
-
-        def make(weights: Weights) -> tuple[Chosen, SparsePlan]:
-            own = replace(variant, weights=lambda parts: weights)
-            found = self._chosen(variant.family, share, own)
-            return found, self._offer("climb", found).plan
-
-        found = climb(
+        begun = time.perf_counter()
+        better, found = climb_from(
+            variant,
             self.table,
-            variant.weights(parts) or dict.fromkeys(parts, 1.0),
-            make,
+            lambda own: self._chosen(own.family, share, own),
+            lambda chosen: self._offer("climb", chosen).plan,
             self._judge,
             groups=self.settings.weigh or GROUPS,
             tries=tries,
@@ -144,7 +138,7 @@ class Searched:
         self.seconds["climb"] = self.seconds.get("climb", 0.0) + time.perf_counter() - begun
         if not any(one["kept"] for one in found.tried):
             return None
-        return replace(variant, name=f"{variant.name}, climbed", weights=lambda parts: found.weights)
+        return replace(better, name=f"{variant.name}, climbed")
 
     def by_budget(self, family: str, share: float, variant: Variant | None = None) -> Offer:
         """The search's own plan.

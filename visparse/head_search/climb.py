@@ -7,15 +7,17 @@ do not add up as that says, so the allocation is tried with other weights, at th
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from visparse.head_search.choose import Chosen, Part, Table
 from visparse.head_search.judge import OutputJudge, digest
+from visparse.head_search.refine import Variant
 from visparse.head_search.sensitivity import groups_of
 from visparse.plan import SparsePlan
 
 FACTOR = 3.0
+GROUPS = 8  # of layers, where no weights were measured
 GAIN = 0.02  # what is less may be chance, or fit these prompts only
 _LEAST = 1e-12  # an error that is rounding
 
@@ -39,6 +41,43 @@ class Climbed:
     plan: SparsePlan
     error: float
     tried: tuple[dict[str, Any], ...]
+
+
+def climb_from(
+    way: Variant,
+    table: Table,
+    allocate: Callable[[Variant], Chosen],
+    plan_of: Callable[[Chosen], SparsePlan],
+    judge: OutputJudge,
+    *,
+    groups: int,
+    tries: int,
+    measured: Mapping[Part, float] | None = None,
+) -> tuple[Variant, Climbed]:
+    """Climb from a way to weigh errors; see `climb`.
+
+    Args:
+        way: to begin with.
+        table: of scores.
+        allocate: function (way) -> allocation at the budget.
+        plan_of: function (allocation) -> its plan.
+        judge, groups, tries, measured: as in `climb`.
+
+    Returns:
+        The way with the weights that were found, and what was found.
+    """
+    parts = sorted(table.error)
+
+    def weighed(weights: Mapping[Part, float]) -> Variant:
+        return replace(way, weights=lambda parts: weights)
+
+    def make(weights: Mapping[Part, float]) -> tuple[Chosen, SparsePlan]:
+        chosen = allocate(weighed(weights))
+        return chosen, plan_of(chosen)
+
+    start = way.weights(parts) or dict.fromkeys(parts, 1.0)
+    found = climb(table, start, make, judge, groups=groups, tries=tries, measured=measured)
+    return weighed(found.weights), found
 
 
 def climb(

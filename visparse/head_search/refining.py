@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from visparse.head_search.choose import Chosen, Table
-from visparse.head_search.climb import climb
+from visparse.head_search.climb import GROUPS, climb_from
 from visparse.head_search.judge import OutputJudge
 from visparse.head_search.ready import Ready
 from visparse.head_search.record import Recorder
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 _JUDGED = 4  # prompts, at most
 _WAYS = 4  # allocations before the climb
-_GROUPS = 8  # of layers, in a climb where no weights were measured
 
 
 def refined(searcher: Searcher, table: Table, ready: Ready, recorder: Recorder) -> SparsePlan:
@@ -111,27 +109,21 @@ def _climbed(
     measured: Weights | None,
 ) -> tuple[Variant, SparsePlan, dict[str, Any]]:
     """Other weights than those of the best way, as many as are left of `refine`; way, plan, and what was tried."""
-    settings, parts = searcher.settings, sorted(table.error)
-
-    def make(weights: Weights) -> tuple[Chosen, SparsePlan]:
-        own = replace(variant, weights=lambda parts: weights)
-        chosen = _allocate(searcher, table, own, ready.targets[variant.family])
-        return chosen, recorder.plan(chosen)
-
-    found = climb(
+    settings = searcher.settings
+    better, found = climb_from(
+        variant,
         table,
-        variant.weights(parts) or dict.fromkeys(parts, 1.0),
-        make,
+        lambda own: _allocate(searcher, table, own, ready.targets[own.family]),
+        recorder.plan,
         judge,
-        groups=settings.weigh or _GROUPS,
+        groups=settings.weigh or GROUPS,
         tries=settings.refine - _WAYS,
         measured=measured,
     )
-    weights = found.weights
     entry: dict[str, Any] = {"error": round(found.error, 4), "tried": list(found.tried)}
     absolute = judge.error(found.plan, "climbed")
     entry["output_error"] = None if absolute is None else round(absolute, 6)
-    return replace(variant, weights=lambda parts: weights), found.plan, entry
+    return better, found.plan, entry
 
 
 def _schedules(
