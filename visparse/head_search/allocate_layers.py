@@ -48,12 +48,13 @@ def allocate_layers(layers: Sequence[Layer], budget: float) -> Allocation:
     Raises:
         ValueError: as `allocate`.
     """
-    coarse = allocate([_frontier(layer) for layer in layers], budget)
+    frontiers = [_frontier(layer) for layer in layers]
+    coarse = allocate(frontiers, budget)
 
     def solve(items: Sequence[Sequence[Option]], cost: float, error: float) -> Allocation:
         return allocate(items, budget * (1 + _SLACK) - cost)
 
-    found = [_settled(layers, whole, solve, coarse.bound) for whole in (_whole(layers, coarse), frozenset())]
+    found = [_settled(layers, whole, solve, coarse.bound) for whole in (_whole(layers, frontiers, coarse), frozenset())]
     return min((one for one in found if one is not None), key=lambda one: (one.error, one.cost))
 
 
@@ -67,12 +68,13 @@ def cheapest_layers(layers: Sequence[Layer], max_error: float) -> Allocation:
     Raises:
         ValueError: not even the best options stay below.
     """
-    coarse = cheapest([_frontier(layer) for layer in layers], max_error)
+    frontiers = [_frontier(layer) for layer in layers]
+    coarse = cheapest(frontiers, max_error)
 
     def solve(items: Sequence[Sequence[Option]], cost: float, error: float) -> Allocation:
         return cheapest(items, max_error * (1 + _SLACK) - error)
 
-    found = [_settled(layers, whole, solve, coarse.bound) for whole in (_whole(layers, coarse), frozenset())]
+    found = [_settled(layers, whole, solve, coarse.bound) for whole in (_whole(layers, frontiers, coarse), frozenset())]
     return min((one for one in found if one is not None), key=lambda one: (one.cost, one.error))
 
 
@@ -91,12 +93,12 @@ def _sum(options: Sequence[Option], call: float) -> Option:
     return Option(call + sum(one.cost for one in options), sum(one.error for one in options))
 
 
-def _whole(layers: Sequence[Layer], coarse: Allocation) -> frozenset[int]:
-    """The layers that are dense, of a choice among `_frontier`s."""
+def _whole(layers: Sequence[Layer], frontiers: Sequence[Sequence[Option]], coarse: Allocation) -> frozenset[int]:
+    """The layers that are dense, of a choice among their frontiers."""
     return frozenset(
         index
-        for index, (layer, pick) in enumerate(zip(layers, coarse.picks, strict=True))
-        if layer.dense is not None and pick == len(_frontier(layer)) - 1
+        for index, (layer, frontier, pick) in enumerate(zip(layers, frontiers, coarse.picks, strict=True))
+        if layer.dense is not None and pick == len(frontier) - 1
     )
 
 
