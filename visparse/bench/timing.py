@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import statistics
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -60,6 +61,22 @@ class Stopwatch:
         end.record()
         end.synchronize()
         return begin.elapsed_time(end)
+
+    def median(self, call: Call, repeats: int, *, before: Call = lambda: None) -> float:
+        """Median milliseconds of a call; one run more, the first, does not count.
+
+        Args:
+            call: what is timed, each time once the device is idle.
+            repeats: runs that count, at least 1.
+            before: called before each run, and not timed.
+        """
+        times = []
+        for _ in range(repeats + 1):
+            before()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            times.append(self.milliseconds(call))
+        return statistics.median(times[1:])
 
 
 def time_rounds(

@@ -5,9 +5,7 @@ of Wan 14B and of Wan 1.3B at 720p and of the model that ships where there is a 
 """
 
 import argparse
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,15 +54,9 @@ def measure(grid: tuple[int, int, int], heads: int, head_dim: int, device: str, 
     look = partial(overlaps, Call(q, k, v, None, None), tiles, 3, ("p",) * heads, (selector,) * heads, old, "auto")
     dense = partial(scaled_dot_product_attention, q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
 
-    def median(call: Callable[[], object], clock: Callable[[Callable[[], object]], float]) -> float:
-        times = []
-        for _ in range(repeats + 1):
-            if watch.device.type == "cuda":
-                torch.cuda.synchronize(watch.device)
-            times.append(clock(call))
-        return statistics.median(times[1:])
-
-    look_ms, dense_ms = median(look, watch.milliseconds), median(dense, watch.milliseconds)
+    settle = partial(torch.cuda.synchronize, watch.device) if watch.device.type == "cuda" else lambda: None
+    look_ms, dense_ms = watch.median(look, repeats), watch.median(dense, repeats)
+    host_ms = Stopwatch("cpu").median(look, repeats, before=settle)
     return {
         "label": "look at the overlap",
         "grid": list(grid),
@@ -76,16 +68,10 @@ def measure(grid: tuple[int, int, int], heads: int, head_dim: int, device: str, 
         "tiles": tiles.visual_q,
         "tiles_looked_at": len(sample_of(tiles, 3, selector.sample).tiles),
         "milliseconds": round(look_ms, 4),
-        "look_host_milliseconds": round(median(look, _host_milliseconds), 4),
+        "look_host_milliseconds": round(host_ms, 4),
         "dense_milliseconds": round(dense_ms, 4),
         "share_of_dense": round(look_ms / dense_ms, 5),
     }
-
-
-def _host_milliseconds(call: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    call()
-    return (time.perf_counter() - begin) * 1e3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

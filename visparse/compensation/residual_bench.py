@@ -5,7 +5,6 @@ JSON row per storage.
 """
 
 import json
-import statistics
 from collections.abc import Callable
 from functools import partial
 
@@ -40,13 +39,7 @@ def measure(layout: Layout, heads: int, head_dim: int, device: str) -> list[dict
     groups = TokenGroups.from_tiles(layout, (2, 2, 2)).to(device)
 
     def median(call: Callable[[], object], before: Callable[[], object] = lambda: None) -> float:
-        times = []
-        for _ in range(_REPEATS + 1):
-            before()
-            if watch.device.type == "cuda":
-                torch.cuda.synchronize(watch.device)
-            times.append(watch.milliseconds(call))
-        return round(statistics.median(times[1:]), 3)
+        return round(watch.median(call, _REPEATS, before=before), 3)
 
     rows: list[dict[str, object]] = []
     for storage in STORAGES:
