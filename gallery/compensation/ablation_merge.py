@@ -1,6 +1,7 @@
 """Several results of the ablation as one table, and what of it need not run again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,60 @@ from visparse.measure.results import Record
 from visparse.patterns.registry import pattern_from_dict
 
 SAME = ("grid", "pixels", "steps", "dense_steps", "wishes")
+_SAID = {*SAME, "notes", "static", "not_run", "failed", "floor"}
 
 
-def check_same(settings: Mapping[str, Any], other: Mapping[str, Any], name: str) -> None:
+def check_same(
+    settings: Mapping[str, Any],
+    other: Mapping[str, Any],
+    name: str,
+    *,
+    keys: Sequence[str] = SAME,
+    instead: str = "wanted",
+) -> None:
     """Check that rows of two runs can stand in one table.
 
     Args:
         settings: of the first run.
         other: of the second one.
         name: of the second one, for the error.
+        keys: the settings that must agree.
+        instead: what the error calls those of the first run.
 
     Raises:
         ValueError: clips, sizes or steps differ.
     """
-    for key in SAME:
+    for key in keys:
         if settings[key] != other[key]:
-            raise ValueError(f"{name}: its {key} is {str(other[key])[:80]}, wanted {str(settings[key])[:80]}")
+            raise ValueError(f"{name}: its {key} is {str(other[key])[:80]}, {instead} {str(settings[key])[:80]}")
+
+
+def check_device(first: Record, other: Record, first_name: str, name: str) -> None:
+    """Check that two runs were made on one kind of device.
+
+    Raises:
+        ValueError: they were not.
+    """
+    if other.device["name"] != first.device["name"]:
+        raise ValueError(f"{name}: it ran on {other.device['name']}, {first_name} on {first.device['name']}")
+
+
+def parts_of(records: Sequence[Record], said: Container[str]) -> list[dict[str, Any]]:
+    """Date, commit, versions and settings of each run, for the settings of the record that they become.
+
+    Args:
+        records: of the runs.
+        said: settings that all share, or that the new record has in another place.
+    """
+    return [
+        {
+            "date": one.date,
+            "commit": one.commit,
+            "versions": one.versions,
+            "settings": {key: value for key, value in one.settings.items() if key not in said},
+        }
+        for one in records
+    ]
 
 
 def merged(records: Mapping[str, Record]) -> Record:
@@ -49,8 +88,7 @@ def merged(records: Mapping[str, Record]) -> Record:
         return first
     for name, record in others:
         check_same(first.settings, record.settings, name)
-        if record.device["name"] != first.device["name"]:
-            raise ValueError(f"{name}: it ran on {record.device['name']}, {first_name} on {first.device['name']}")
+        check_device(first, record, first_name, name)
     static = _static_of(list(records.values()))
     rows: dict[str, dict[str, Any]] = {}
     left_out = []
@@ -71,20 +109,9 @@ def merged(records: Mapping[str, Record]) -> Record:
         "left_out": left_out,
         "not_run": [label for label in names if label not in rows],
         "failed": [text for text in failed if text.split(": ")[0] not in rows],
-        "parts": [
-            {"date": one.date, "commit": one.commit, "versions": one.versions, "settings": _brief(one.settings)}
-            for one in records.values()
-        ],
+        "parts": parts_of(list(records.values()), _SAID),
     }
-    return Record(
-        kind=first.kind,
-        device=last.device,
-        versions=last.versions,
-        date=last.date,
-        commit=last.commit,
-        settings=settings,
-        rows=list(rows.values()),
-    )
+    return replace(last, settings=settings, rows=list(rows.values()))
 
 
 def known_choices(static: Sequence[Mapping[str, Any]], target: float) -> list[StaticChoice]:
@@ -115,9 +142,3 @@ def _is_chosen(row: Mapping[str, Any], static: Sequence[Mapping[str, Any]]) -> b
         return True
     patterns = [entry["pattern"] for entry in static if entry["target"] == row["target"]]
     return row["definition"]["patterns"]["pattern"] in patterns
-
-
-def _brief(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings without what all parts share or the merged settings already say."""
-    said = {*SAME, "notes", "static", "not_run", "failed", "floor"}
-    return {key: value for key, value in settings.items() if key not in said}

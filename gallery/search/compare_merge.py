@@ -1,8 +1,10 @@
 """Rows of several runs of the comparison as one record."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from ablation_merge import check_device, check_same, parts_of
 from ablation_rows import judged
 from compare_table import verdicts
 
@@ -34,12 +36,8 @@ def merged(records: Mapping[str, Record]) -> Record:
         return first
     last = first
     for name, last in others:
-        if last.device["name"] != first.device["name"]:
-            raise ValueError(f"{name}: it ran on {last.device['name']}, {first_name} on {first.device['name']}")
-        for key in SAME:
-            mine, wanted = last.settings.get(key), first.settings.get(key)
-            if mine != wanted:
-                raise ValueError(f"{name}: its {key} is {str(mine)[:80]}, that of {first_name} is {str(wanted)[:80]}")
+        check_device(first, last, first_name, name)
+        check_same(_known(first), _known(last), name, keys=SAME, instead=f"that of {first_name} is")
     rows: dict[str, dict[str, Any]] = {}
     for part, record in enumerate(records.values()):
         for row in record.rows:
@@ -48,28 +46,17 @@ def merged(records: Mapping[str, Record]) -> Record:
     found = judged(list(rows.values()), first.settings["steps"])
     everything = [record.settings for record in records.values()]
     settings: dict[str, Any] = {
-        **{key: first.settings.get(key) for key in SAME},
+        **_known(first),
         "notes": [*first.settings["notes"], "rows are of several runs, see parts; dense runs are those of the first"],
         **{key: [one for settings in everything for one in settings.get(key, [])] for key in _LISTS},
         "tuned": {key: one for settings in everything for key, one in settings.get("tuned", {}).items()},
         "not_run": [f"{name} (part {part})" for part, one in enumerate(everything) for name in one["not_run"]],
         "verdicts": verdicts(found),
-        "parts": [
-            {
-                "date": one.date,
-                "commit": one.commit,
-                "versions": one.versions,
-                "settings": {key: value for key, value in one.settings.items() if key not in _SAID},
-            }
-            for one in records.values()
-        ],
+        "parts": parts_of(list(records.values()), _SAID),
     }
-    return Record(
-        kind=first.kind,
-        device=last.device,
-        versions=last.versions,
-        date=last.date,
-        commit=last.commit,
-        settings=settings,
-        rows=found,
-    )
+    return replace(last, settings=settings, rows=found)
+
+
+def _known(record: Record) -> dict[str, Any]:
+    """What all rows depend on; None for what an earlier form of the record did not have."""
+    return {key: record.settings.get(key) for key in SAME}
