@@ -1,9 +1,8 @@
 """Several results of the ablation: merged, and not run twice; rows of refresh by overlap say what was decided."""
 
-import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -16,20 +15,10 @@ from visparse.measure.results import Record
 from visparse.patterns import Neighborhood
 
 GALLERY = Path(__file__).parents[2] / "gallery"
-FOLDER = GALLERY / "compensation"
+FOLDERS = (GALLERY / "compensation",)
 SMALL = GALLERY / "results" / "ablation_small_h200.json"
 WITH_STATISTICS = [f"neighborhood + {what} @ 12.5%" for what in ("statistics", "statistics + residual")]
 Load = Callable[[str], ModuleType]
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Imports a script of the ablation by name."""
-    names = {path.stem for path in FOLDER.glob("*.py")}
-    monkeypatch.syspath_prepend(str(FOLDER))
-    yield importlib.import_module
-    for name in names:
-        sys.modules.pop(name, None)
 
 
 def records() -> dict[str, Record]:

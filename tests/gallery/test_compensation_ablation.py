@@ -3,7 +3,7 @@
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,19 +17,9 @@ from visparse.measure.results import Record
 from visparse.patterns import Neighborhood
 
 GALLERY = Path(__file__).parents[2] / "gallery"
-FOLDER = GALLERY / "compensation"
+FOLDERS = (GALLERY / "compensation",)
 CPU = torch.device("cpu")
 Load = Callable[[str], ModuleType]
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Imports a script of the ablation by name."""
-    names = {path.stem for path in FOLDER.glob("*.py")}
-    monkeypatch.syspath_prepend(str(FOLDER))
-    yield importlib.import_module
-    for name in names:
-        sys.modules.pop(name, None)
 
 
 # ---- the rival -------------------------------------------------------------------------------------------------------
@@ -206,19 +196,13 @@ def test_every_row_is_a_plan_of_its_own_that_a_run_can_follow(load: Load) -> Non
 
 
 @pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(load_once: Load, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one small run of the command wrote."""
     path = tmp_path_factory.mktemp("ablation") / "out.json"
     command = f"--grid tiny --prompts 1 --seeds 1 --steps 5 --dense-steps 2 --fewer 2,3 --device cpu --out {path}"
     rows = ["--densities", "0.125", "--only", r"^(foveal|neighborhood \+ residual) @ 12", "--limit", "2"]
-    sys.path.insert(0, str(FOLDER))
-    try:
-        module = importlib.import_module("ablation")
-        module.Ablation(module.parse_arguments([*command.split(), *rows])).run()
-    finally:
-        sys.path.remove(str(FOLDER))
-        for file in FOLDER.glob("*.py"):
-            sys.modules.pop(file.stem, None)
+    module = load_once("ablation")
+    module.Ablation(module.parse_arguments([*command.split(), *rows])).run()
     return path
 
 

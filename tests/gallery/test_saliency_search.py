@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -22,21 +20,14 @@ from visparse.measure.results import Record
 from visparse.patterns import Band, Neighborhood, TopK
 from visparse.session import session_of
 
-FOLDER = Path(__file__).parents[2] / "gallery" / "saliency_vit"
+FOLDERS = (Path(__file__).parents[2] / "gallery" / "saliency_vit",)
 SIDE = 24 * 14
 
 
 @pytest.fixture(scope="module")
-def recipe() -> Iterator[Callable[[str], ModuleType]]:
-    """Imports a file of the recipe by name; other recipes have files of the same names."""
-    names = {path.stem for path in FOLDER.glob("*.py")}
-    kept = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module
-    sys.path.remove(str(FOLDER))
-    for name in names:
-        sys.modules.pop(name, None)
-    sys.modules.update(kept)
+def recipe(load_once: Callable[[str], ModuleType]) -> Callable[[str], ModuleType]:
+    """Imports a file of the recipe by name."""
+    return load_once
 
 
 class Small(nn.Module):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,22 +14,15 @@ from torch import Tensor
 from visparse.measure.results import Record
 
 GALLERY = Path(__file__).parents[2] / "gallery"
-FOLDER = GALLERY / "saliency_vit"
+FOLDERS = (GALLERY / "saliency_vit",)
 GRID = (1, 16, 24)  # 2 x 3 tiles
 PER_HEAD = {"dropped": 2e-6, "x rho": 1e-3, "proxies": 2e-6, "2 levels": 2e-6}  # rho is kept in fp16
 
 
 @pytest.fixture(scope="module")
-def recipe() -> Iterator[Callable[[str], ModuleType]]:
-    """Imports a file of the recipe by name; other recipes have files of the same names."""
-    names = {path.stem for path in FOLDER.glob("*.py")}
-    kept = {name: sys.modules.pop(name) for name in names if name in sys.modules}
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module
-    sys.path.remove(str(FOLDER))
-    for name in names:
-        sys.modules.pop(name, None)
-    sys.modules.update(kept)
+def recipe(load_once: Callable[[str], ModuleType]) -> Callable[[str], ModuleType]:
+    """Imports a file of the recipe by name."""
+    return load_once
 
 
 @pytest.fixture
