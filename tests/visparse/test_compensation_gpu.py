@@ -133,7 +133,7 @@ def test_the_overlap_is_that_of_the_cpu(head_dim: int, layout: Layout) -> None:
     patterns, found = (selectors[0], selectors[1], selectors[0]), []
     q, k, v = inputs(layout, head_dim, 0, 2)
     for device, dtype in (("cpu", torch.float32), ("cuda", torch.float16)):
-        tiles = tiles_for(layout, *tile_blocks(head_dim), torch.device(device))
+        tiles = tiles_for(layout, *tile_blocks(head_dim), torch.device(device), serpentine=True)
         old = torch.rand(2, 3, tiles.visual_q, tiles.visual_k, generator=torch.Generator().manual_seed(0)) < 0.5
         call = Call(q.to(device, dtype), k.to(device, dtype), v.to(device, dtype), None, None)
         found.append(overlaps(call, tiles, 1, "aba", patterns, old.to(device), "auto").cpu())

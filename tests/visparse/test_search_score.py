@@ -31,9 +31,9 @@ def make_call(layout, seed, bias=False):
     return Call(2 * q, 2 * k, v, hidden if bias else None, None)
 
 
-def make_scorer(count=None, every=1):
+def make_scorer(count=None, every=1, foveal=FOVEAL):
     kept = [Candidate(f"p{i}", "plain", one) for i, one in enumerate(PLAIN)]
-    kept += [Candidate(f"f{i}", "foveal", one) for i, one in enumerate(FOVEAL)]
+    kept += [Candidate(f"f{i}", "foveal", one) for i, one in enumerate(foveal)]
     return Scorer(Candidates(kept=tuple(kept), left_out={}), count=count, every=every, seed=0, head_dim=SIZE)
 
 
@@ -46,9 +46,9 @@ def attention(call, mask):
     return logits.masked_fill(~mask, -torch.inf).softmax(-1) @ v  # [H, N, D]
 
 
-def by_kernels(call, layout, pattern, lse, choice=None):
-    """Output of a foveal head as a sparse step computes it, and what it chose."""
-    tiles = tiles_for(layout, 128, 128, torch.device("cpu"))
+def by_kernels(call, layout, pattern, lse, choice=None, serpentine=True):
+    """Output of a foveal head as a sparse step computes it, and what it chose; plans with selectors are serpentine."""
+    tiles = tiles_for(layout, 128, 128, torch.device("cpu"), serpentine=serpentine)
     if isinstance(pattern, Skip):
         return torch.zeros_like(call.q), None
     if isinstance(pattern, TopK) and choice is None:
@@ -65,13 +65,14 @@ def by_kernels(call, layout, pattern, lse, choice=None):
     return out, choice
 
 
-@pytest.mark.parametrize(("before", "bias"), [(0, False), (5, True)])
-def test_scores_are_those_of_whole_outputs(before, bias):
+@pytest.mark.parametrize(("before", "bias", "serpentine"), [(0, False, True), (5, True, True), (5, True, False)])
+def test_scores_are_those_of_whole_outputs(before, bias, serpentine):
+    foveal = FOVEAL if serpentine else tuple(one for one in FOVEAL if one != TOP)
     layout = Layout(GRID, before=before)
     first, later = make_call(layout, 1, bias), make_call(layout, 2, bias)
     later = later._replace(q=first.q + 0.3 * later.q, k=first.k + 0.3 * later.k, v=first.v + 0.3 * later.v)
     weight = torch.randn(20, HEADS * SIZE, generator=torch.Generator().manual_seed(3))
-    scorer = make_scorer()
+    scorer = make_scorer(foveal=foveal)
     scorer.measure("key", first, layout)
     found = scorer.judge("key", later, layout, weight)
 
@@ -96,10 +97,10 @@ def test_scores_are_those_of_whole_outputs(before, bias):
 
     lists = BlockLists.dense(q_len=layout.tokens, k_len=layout.tokens, heads=HEADS, block_q=64, block_k=64)
     _, lse = attend(first.q, first.k, first.v, lists, key_bias=first.bias, return_lse=True)
-    for place, pattern in enumerate(FOVEAL):
-        out, choice = by_kernels(first, layout, pattern, lse)
+    for place, pattern in enumerate(foveal):
+        out, choice = by_kernels(first, layout, pattern, lse, None, serpentine)
         residual = dense["first"] - out[0].transpose(0, 1).double()
-        out, _ = by_kernels(later, layout, pattern, None, choice)
+        out, _ = by_kernels(later, layout, pattern, None, choice, serpentine)
         delta = dense["later"] - out[0].transpose(0, 1).double() - residual
         score = torch.tensor(found["error"][len(PLAIN) + place]).double()
         torch.testing.assert_close(score, relative(delta), rtol=1e-3, atol=1e-9)
@@ -115,7 +116,7 @@ def test_tiles_by_pooled_scores_are_those_that_a_plan_chooses(before, bias):
     scorer = Scorer(Candidates(kept=tuple(kept), left_out={}), count=None, every=1, seed=0, head_dim=SIZE)
     found = scorer.judge("key", call, layout, None)
     dense = attention(call, torch.ones(layout.tokens, layout.tokens, dtype=torch.bool))
-    tiles = tiles_for(layout, 128, 128, torch.device("cpu"))
+    tiles = tiles_for(layout, 128, 128, torch.device("cpu"), serpentine=True)
     for selector, error in zip(selectors, found["error"], strict=True):
         choice = choose_by_content(call, tiles, ["a"] * HEADS, [selector] * HEADS, None, None)
         out, _ = by_kernels(call, layout, selector, None, choice)
@@ -154,9 +155,10 @@ def test_rows_are_spread_and_follow_the_seed():
     assert len(sample_rows(tiles, None, 1, seed=0).blocks) == tiles.n_q
 
 
-def test_what_patterns_keep_for_rows_is_part_of_the_whole():
+@pytest.mark.parametrize("serpentine", [False, True])
+def test_what_patterns_keep_for_rows_is_part_of_the_whole(serpentine):
     layout = Layout(GRID, before=2, after=1)
-    tiles = tiles_for(layout, 128, 128, torch.device("cpu"))
+    tiles = tiles_for(layout, 128, 128, torch.device("cpu"), serpentine=serpentine)
     rows = sample_rows(tiles, 2, 4, seed=0)
     slots = tiles.k_order.long()
     kept = kept_keys(rows, WINDOW).view(*rows.tokens.shape, -1)

@@ -266,7 +266,7 @@ def outputs(model, plan, inputs, strict=True):
 
 def test_each_range_of_steps_is_allocated_on_its_own(model):
     inputs = make_inputs(length=8, flat=4)
-    settings = {"attention": 0.35, "dense_steps": 1, "refresh": 4, "judge": 4, "rows": 4, "probe": False}
+    settings = {"attention": 0.5, "dense_steps": 1, "refresh": 4, "judge": 4, "rows": 4, "probe": False}
     plan = visparse.search(model, inputs=inputs, family="foveal", ranges=True, **settings)
     assert {rule.steps for rule in plan.assignment} >= {":4", "4:"}
     assert "its ranges of steps are those of a run of 8 steps" in plan.notes

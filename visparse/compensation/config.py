@@ -10,6 +10,7 @@ from visparse.compensation.refresh import Overlap, Refresh, parse_refresh
 from visparse.errors import check_keys, nearest
 
 KINDS = ("mean", "sample", "agent")
+TILES = ("auto", "boxes", "serpentine")
 STATISTICS_STORAGE = ("token", "block")
 RESIDUAL_STORAGE = ("auto", "full", "fp8", "average", "average-fp8", "low-rank", "host")
 C = TypeVar("C", bound="_Config")
@@ -61,6 +62,9 @@ class Proxies(_Config):
             softmax of the part's mean query with its keys, the first half of Agent Attention inside a tile.
         levels: 1, or 2: the tiles of a box of 2 x 2 x 2 tiles, none of which is seen, have one proxy together
             (enrichment with coarser tokens, as in log-linear sparse attention, but no token counts twice).
+        tiles: how the grid is cut: into ``"boxes"``, whose sides are powers of two and which hang over the ends of the
+            grid, or into runs of a ``"serpentine"`` curve, compact on every grid and without padding (eight in a row
+            are a box of levels then). ``"auto"``: serpentine where a pattern of the plan chooses tiles by content.
 
     Raises:
         ValueError: a value that is not one of those above.
@@ -73,12 +77,14 @@ class Proxies(_Config):
     per_tile: int = 1
     kind: str = "mean"
     levels: int = 1
+    tiles: str = "auto"
 
     def __post_init__(self) -> None:
         """Check the values."""
         if type(self.per_tile) is not int or self.per_tile not in (1, 2, 4, 8, 16, 32):
             raise ValueError(f"per_tile: wanted a power of two from 1 to 32, got {self.per_tile!r}; 1 is the cheapest")
         _check_name("kind", self.kind, KINDS)
+        _check_name("tiles", self.tiles, TILES)
         if type(self.levels) is not int or self.levels not in (1, 2):
             raise ValueError(f"levels: wanted 1 or 2, got {self.levels!r}; 1 keeps every tile's own proxies")
 

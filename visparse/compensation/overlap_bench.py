@@ -44,7 +44,7 @@ def measure(grid: tuple[int, int, int], heads: int, head_dim: int, device: str, 
     watch = Stopwatch(device)
     dtype = torch.bfloat16 if watch.device.type == "cuda" else torch.float32
     layout = Layout(grid)
-    tiles = tiles_for(layout, *tile_blocks(head_dim), watch.device)
+    tiles = tiles_for(layout, *tile_blocks(head_dim), watch.device, serpentine=True)
     selector = TopK(share=_SHARE, score="mass_variance", refresh=Overlap())
     generator = torch.Generator(device).manual_seed(0)
     shape = (1, layout.tokens, heads, head_dim)

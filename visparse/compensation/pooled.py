@@ -7,7 +7,6 @@ from functools import lru_cache
 from torch import Tensor
 
 from visparse.compensation.call import Call
-from visparse.compensation.proxy_table import part_of
 from visparse.compensation.tiles import Tiles
 from visparse.patterns import Selector
 from visparse_kernels import block_scores
@@ -54,7 +53,7 @@ def parted(tiles: Tiles, parts: int) -> Tensor:
     """
     if parts == 1:
         return tiles.k_order
-    slots = part_of(tiles.k_box, parts).argsort(stable=True).to(tiles.k_order.device)
+    slots = tiles.parts(parts).argsort(stable=True)
     table = tiles.k_order.view(-1, tiles.block_k).clone()
     table[: tiles.visual_k] = table[: tiles.visual_k, slots]
     return table.flatten()

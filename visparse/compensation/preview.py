@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from visparse.compensation.tiles import tile_blocks, tiles_for
+from visparse.compensation.tiles import tile_blocks, tiles_of_plan
 from visparse.layout import Layout
 from visparse.patterns import Selector
 
@@ -38,6 +38,8 @@ def tiled_density(router: Router, layer: int, layout: Layout, stage: int, device
     if router.plan.proxies is None and not any(isinstance(pattern, Selector) for pattern in patterns):
         return None
     usual = tile_blocks(router.model.head_dim)
-    tiles = tiles_for(layout, router.settings.block_q or usual[0], router.settings.block_k or usual[1], device)
+    tiles = tiles_of_plan(
+        router.plan, layout, router.settings.block_q or usual[0], router.settings.block_k or usual[1], device
+    )
     shares = {pattern: sum(tiles.block_density(pattern)) / 2 for pattern in dict.fromkeys(patterns)}
     return sum(shares[pattern] for pattern in patterns) / len(patterns)

@@ -11,7 +11,6 @@ from torch import Tensor
 from visparse.compensation.call import Call
 from visparse.compensation.config import Proxies
 from visparse.compensation.tiles import Tiles
-from visparse.order import Tile
 from visparse_kernels import pool_tokens
 from visparse_kernels.bits import pack_bits
 
@@ -24,8 +23,8 @@ class ProxyTable:
         members: int32 [P, m], tokens of each proxy; -1 is padding. Every proxy has at least one.
         counts: fp32 [P], tokens that it stands for.
         tile: int64 [P], its tile of keys.
-        parent: int64 [tiles], box of 2 x 2 x 2 tiles that a tile lies in; None with one level.
-        parents: number of those boxes; 0 with one level.
+        parent: int64 [tiles], neighbourhood of eight tiles that a tile lies in; None with one level.
+        parents: number of those neighbourhoods; 0 with one level.
     """
 
     members: Tensor
@@ -68,7 +67,7 @@ def proxy_table(tiles: Tiles, proxies: Proxies) -> ProxyTable:
     if proxies.per_tile > tiles.block_k:
         raise ValueError(f"per_tile: wanted at most the {tiles.block_k} tokens of a tile, got {proxies.per_tile}")
     keys = tiles.keys
-    parts = part_of(tiles.k_box, proxies.per_tile).to(keys.device)
+    parts = tiles.parts(proxies.per_tile)
     members = keys[:, parts.argsort(stable=True)].view(len(keys) * proxies.per_tile, -1)
     tile = torch.arange(len(members), device=keys.device) // proxies.per_tile
     counts = (members >= 0).sum(1)
@@ -78,14 +77,14 @@ def proxy_table(tiles: Tiles, proxies: Proxies) -> ProxyTable:
         real_first = members.sort(1, descending=True).values.flip(1)  # ascending, padding in front
         middle = members.shape[1] - counts + (counts - 1) // 2
         members = real_first.gather(1, middle[:, None]).contiguous()
-    parent, parents = (_parents(tiles), 0) if proxies.levels == 2 else (None, 0)
+    parent, parents = (tiles.parents(), 0) if proxies.levels == 2 else (None, 0)
     if parent is not None:
         parents = int(parent.max()) + 1
     return ProxyTable(members=members, counts=counts.float(), tile=tile, parent=parent, parents=parents)
 
 
 def pool(call: Call, table: ProxyTable, kind: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Return keys, values and weights of the proxies, those of boxes of tiles last.
+    """Return keys, values and weights of the proxies, those of neighbourhoods of tiles last.
 
     Args:
     call: of attention.
@@ -115,32 +114,3 @@ def pool(call: Call, table: ProxyTable, kind: str) -> tuple[Tensor, Tensor, Tens
         mean = torch.zeros(x.shape[0], table.parents, *x.shape[2:], dtype=torch.float32, device=x.device)
         wide.append(torch.cat([x, mean.index_add_(1, parent, x.float() * part).to(x.dtype)], 1))
     return wide[0], wide[1], torch.cat([weight, total.log()], -1)
-
-
-def part_of(box: Tile, parts: int) -> Tensor:
-    """Cut a tile by halving its longest axis again and again.
-
-    Args:
-        box: (frames, height, width), in tokens.
-        parts: a power of two.
-
-    Returns:
-        int64 [tokens of the box], the part of each token, in row-major order.
-    """
-    cells, left = [1, 1, 1], parts
-    while left > 1:
-        axis = max(range(3), key=lambda a: (box[a] // cells[a] if box[a] // cells[a] > 1 else 0, a))
-        cells[axis] *= 2
-        left //= 2
-    places = torch.cartesian_prod(*(torch.arange(side) for side in box)).view(-1, 3)
-    sides = torch.tensor([max(side // cell, 1) for side, cell in zip(box, cells, strict=True)])
-    at = torch.minimum(places // sides, torch.tensor(cells) - 1)
-    return (at[:, 0] * cells[1] + at[:, 1]) * cells[2] + at[:, 2]
-
-
-def _parents(tiles: Tiles) -> Tensor:
-    """Number the boxes of 2 x 2 x 2 tiles, int64 [tiles of the grid]."""
-    counts = [-(-length // side) for length, side in zip(tiles.layout.grid, tiles.k_box, strict=True)]
-    at = torch.cartesian_prod(*(torch.arange(count) for count in counts)).view(-1, 3) // 2
-    wide = torch.tensor([-(-count // 2) for count in counts])
-    return ((at[:, 0] * wide[1] + at[:, 1]) * wide[2] + at[:, 2]).to(tiles.k_order.device)

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from visparse.compensation.call import Call, Served
 from visparse.compensation.choice import Choice, choose_by_content, choose_tiles
+from visparse.compensation.laid_out import LaidOut, laid_out, pays
 from visparse.compensation.overlap import overlaps
 from visparse.compensation.proxy_table import pool, proxy_table
 from visparse.compensation.refresh import Overlap
 from visparse.compensation.residuals import Residuals
 from visparse.compensation.state import BranchState, apply_rho, block_means, ramp, rho_of
-from visparse.compensation.tiles import Tiles, tile_blocks, tiles_for
+from visparse.compensation.tiles import Tiles, tile_blocks, tiles_of_plan
 from visparse.compensation.watch import Watch
 from visparse.compile import compile_lists
 from visparse.layout import Layout
@@ -267,26 +268,29 @@ class Compensation:
             lists = self._lists(layout, patterns, call.q.device)
             return *self._attend(call, lists), lists.block_density
         choice = state.choice or self._choice(layout, patterns, None, call.q.device)
+        laid, tiles = self._laid(layout, call.q.device)
+        if laid is not None:
+            call = laid.lay(call)
         if len(choice.lists) == 1:
             out, lse = self._attend(call, choice.lists[0])
         else:
             rows = [self._attend(call.row(i), lists) for i, lists in enumerate(choice.lists)]
             out, lse = torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
         if choice.hidden is not None and plan.proxies is not None:
-            tiles, lists = self._tiles(layout, call.q.device), choice.lists[0]
-            table = proxy_table(tiles, plan.proxies)
-            pooled = pool(call, table, plan.proxies.kind)
+            pooled = pool(call, proxy_table(tiles, plan.proxies), plan.proxies.kind)
             out, lse = attend_proxies(
                 call.q,
                 out,
                 lse,
                 *pooled,
                 choice.hidden,
-                lists.head_group,
+                choice.lists[0].head_group,
                 tiles.q_order[None],
                 tiles.block_q,
                 scale=call.scale,
             )
+        if laid is not None:
+            out, lse = laid.put_back(out, lse)
         return out, lse, choice.density
 
     def _choice(
@@ -296,7 +300,7 @@ class Compensation:
         key = (layout, patterns, device)
         if chosen is None and key in self._fixed:
             return self._fixed[key]
-        tiles, proxies = self._tiles(layout, device), self.router.plan.proxies
+        (_, tiles), proxies = self._laid(layout, device), self.router.plan.proxies
         static = {p: self._widened(layout, p, device) for p in patterns if not isinstance(p, (Selector, Skip))}
         table = None if proxies is None else proxy_table(tiles, proxies)
         choice = choose_tiles(tiles, patterns, chosen, static, table)
@@ -316,7 +320,14 @@ class Compensation:
 
     def _tiles(self, layout: Layout, device: torch.device) -> Tiles:
         settings, usual = self.router.settings, tile_blocks(self.router.model.head_dim)
-        return tiles_for(layout, settings.block_q or usual[0], settings.block_k or usual[1], device)
+        blocks = settings.block_q or usual[0], settings.block_k or usual[1]
+        return tiles_of_plan(self.router.plan, layout, *blocks, device)
+
+    def _laid(self, layout: Layout, device: torch.device) -> tuple[LaidOut | None, Tiles]:
+        """How tensors are laid out for the tiles of a sparse call, if at all, and the tiles as they lie then."""
+        tiles = self._tiles(layout, device)
+        laid = laid_out(tiles) if pays(tiles) else None
+        return laid, tiles if laid is None else laid.tiles
 
     def _lists(self, layout: Layout, patterns: tuple[Pattern, ...], device: torch.device) -> BlockLists:
         """Lists with the patterns' own masks; `compile_lists` keeps them."""

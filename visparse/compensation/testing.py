@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from visparse.compensation.serve import Compensation
-from visparse.compensation.tiles import Tiles, tiles_for
+from visparse.compensation.tiles import Tiles, tiles_of_plan
 from visparse.layout import Layout
 from visparse.patterns import Neighborhood
 from visparse.plan import SparsePlan
@@ -96,8 +96,8 @@ class Run:
 
     @property
     def tiles(self) -> Tiles:
-        """Tiles of the usual layout."""
-        return tiles_for(LAYOUT, *BLOCKS, torch.device("cpu"))
+        """Tiles of the plan, on the usual layout."""
+        return tiles_of_plan(self.plan, LAYOUT, *BLOCKS, torch.device("cpu"))
 
 
 def inputs(seed: int, layout: Layout = LAYOUT, batch: int = 1) -> States:

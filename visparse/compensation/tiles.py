@@ -1,4 +1,10 @@
-"""Tiles: the grid cut into blocks of queries and of keys that are seen exactly or by proxy, never in part."""
+"""Tiles: the grid cut into blocks of queries and of keys that are seen exactly or by proxy, never in part.
+
+Boxes suit patterns by position, whose windows they share edges with. Their sides are powers of two, so on many grids
+they hang over the ends (25 % more blocks at 21 x 45 x 80 and 21 x 30 x 52) or are long and thin. Runs of a serpentine
+curve are compact on every grid and have no padding, which suits tiles that are chosen by content: the nearer the tokens
+of a tile are, the better one score and one proxy speak for all of them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from math import log2, prod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,11 +20,16 @@ from torch import Tensor
 from visparse.boxes import Side, box_shapes, runs_of, tiles_of
 from visparse.layout import Grid, Layout
 from visparse.order import Tile
+from visparse.order_serpentine import halve_tiles, serpentine_order
 from visparse.patterns import Pattern, Selector, Skip
 from visparse_kernels.boxes import Boxes
 
+if TYPE_CHECKING:
+    from visparse.plan import SparsePlan
+
 _BLOCKS = {64: (192, 128)}  # head size -> block sizes; what the Hopper kernel likes is taken on every device
 _DEFAULT = (128, 128)
+_HALVED = 4  # times, so tiles of keys have up to 16 compact parts
 _LENGTHY = 0.03  # a tile twice as long as wide costs as much as 3 % more padding
 
 
@@ -47,22 +59,22 @@ class Tiles:
     Attributes:
         layout: grid and extra tokens.
         block_q, block_k: slots of a tile.
-        q_box, k_box: shapes (frames, height, width) of the tiles.
+        q_box, k_box: shapes (frames, height, width) of the tiles; None where they are runs of a serpentine curve.
         visual_q, visual_k: number of tiles of the grid.
         q_order, k_order: int32 [tiles * block], slot -> token; -1 is padding.
-        boxes: where the tiles lie, for `BlockLists`.
+        boxes: where the tiles lie, for `BlockLists`; None where they are no boxes.
     """
 
     layout: Layout
     block_q: int
     block_k: int
-    q_box: Tile
-    k_box: Tile
+    q_box: Tile | None
+    k_box: Tile | None
     visual_q: int
     visual_k: int
     q_order: Tensor
     k_order: Tensor
-    boxes: Boxes
+    boxes: Boxes | None
 
     @property
     def n_q(self) -> int:
@@ -78,6 +90,34 @@ class Tiles:
     def keys(self) -> Tensor:
         """Tokens of the key tiles of the grid, int32 [visual_k, block_k]; -1 is padding."""
         return self.k_order.view(-1, self.block_k)[: self.visual_k]
+
+    def parts(self, count: int) -> Tensor:
+        """Cut a tile of keys into parts.
+
+        A box is halved along its longest axis again and again; so are tiles of a curve, up to 16 parts.
+
+        Args:
+            count: of the parts, a power of two up to ``block_k``.
+
+        Returns:
+            int64 [block_k], the part of each slot.
+        """
+        if self.k_box is None:
+            return torch.arange(self.block_k, device=self.k_order.device) * count // self.block_k
+        return _halved(self.k_box, count).to(self.k_order.device)
+
+    def parents(self) -> Tensor:
+        """Number the neighbourhoods of eight key tiles: 2 x 2 x 2 boxes, or eight in a row on a curve.
+
+        Returns:
+            int64 [visual_k].
+        """
+        if self.k_box is None:
+            return torch.arange(self.visual_k, device=self.k_order.device) // 8
+        counts = [-(-length // side) for length, side in zip(self.layout.grid, self.k_box, strict=True)]
+        at = torch.cartesian_prod(*(torch.arange(count) for count in counts)).view(-1, 3) // 2
+        wide = torch.tensor([-(-count // 2) for count in counts])
+        return ((at[:, 0] * wide[1] + at[:, 1]) * wide[2] + at[:, 2]).to(self.k_order.device)
 
     def widen(self, pattern: Pattern) -> Tensor:
         """Return the tiles of which a pattern keeps something, bool [visual_q, visual_k].
@@ -132,41 +172,91 @@ class Tiles:
 
 
 @lru_cache(maxsize=16)
-def tiles_for(layout: Layout, block_q: int, block_k: int, device: torch.device) -> Tiles:
+def tiles_for(layout: Layout, block_q: int, block_k: int, device: torch.device, *, serpentine: bool = False) -> Tiles:
     """Cut a layout into tiles; the last 16 results are cached.
 
-    The shapes are those with little padding at the ends of the axes and with sides of similar length.
+    The shapes of boxes are those with little padding at the ends of the axes and with sides of similar length.
 
     Args:
         layout: grid and extra tokens.
         block_q: tokens of a tile of queries.
         block_k: tokens of a tile of keys.
         device: where the tables live.
+        serpentine: whether tiles are runs of a serpentine curve instead of boxes.
 
     Raises:
-        ValueError: no shape has that many tokens.
+        ValueError: no box has that many tokens.
     """
     grid, first = layout.grid, layout.before
-    q_box, k_box = _shape(grid, block_q, "block_q"), _shape(grid, block_k, "block_k")
-    q, k = tiles_of(grid, first, q_box, device), tiles_of(grid, first, k_box, device)
     end = first + layout.visual
     extra = [(0, first), (end, layout.tokens)]
+    if serpentine:
+        curve = serpentine_order(grid, block_k, device)
+        times = min(_HALVED, (block_k & -block_k).bit_length() - 1)
+        q = _side(_cut(curve, block_q), first)
+        k = _side(halve_tiles(_cut(curve, block_k), grid, times), first)
+    else:
+        q = tiles_of(grid, first, _shape(grid, block_q, "block_q"), device)
+        k = tiles_of(grid, first, _shape(grid, block_k, "block_k"), device)
     all_q = [q, *(runs_of(a, b, block_q, device) for a, b in extra)]
     all_k = [k, *(runs_of(a, b, block_k, device) for a, b in extra)]
+    boxes = None
+    if not serpentine:
+        starts = {"q_starts": _starts(all_q), "k_starts": _starts(all_k)}
+        boxes = Boxes(grid=grid, first=first, q_box=(q.box,), k_box=(k.box,), **starts)
     return Tiles(
         layout=layout,
         block_q=block_q,
         block_k=block_k,
-        q_box=q_box,
-        k_box=k_box,
-        visual_q=len(q.starts),
-        visual_k=len(k.starts),
+        q_box=q.box,
+        k_box=k.box,
+        visual_q=len(q.tokens),
+        visual_k=len(k.tokens),
         q_order=_tokens(all_q),
         k_order=_tokens(all_k),
-        boxes=Boxes(
-            grid=grid, first=first, q_box=(q_box,), k_box=(k_box,), q_starts=_starts(all_q), k_starts=_starts(all_k)
-        ),
+        boxes=boxes,
     )
+
+
+def tiles_of_plan(plan: SparsePlan, layout: Layout, block_q: int, block_k: int, device: torch.device) -> Tiles:
+    """Return the tiles of a plan; see `Proxies.tiles`. Without proxies they are as with ``"auto"``.
+
+    Args:
+        plan: the plan.
+        layout: grid and extra tokens.
+        block_q, block_k: tokens of a tile.
+        device: where the tables live.
+
+    Raises:
+        ValueError: no box has that many tokens.
+    """
+    wanted = "auto" if plan.proxies is None else plan.proxies.tiles
+    serpentine = bool(plan.selectors) if wanted == "auto" else wanted == "serpentine"
+    return tiles_for(layout, block_q, block_k, device, serpentine=serpentine)
+
+
+def _cut(curve: Tensor, block: int) -> Tensor:
+    """Cut a curve into tiles, int64 [tiles, block]; -1 is padding."""
+    return torch.cat([curve, curve.new_full((-len(curve) % block,), -1)]).view(-1, block)
+
+
+def _side(tiles: Tensor, first: int) -> Side:
+    """Tiles of places in the grid, as tiles of tokens that are no boxes."""
+    tokens = torch.where(tiles < 0, -1, tiles + first)
+    return Side(None, tokens.new_full((len(tokens), 3), -1), tokens.to(torch.int32))
+
+
+def _halved(box: Tile, parts: int) -> Tensor:
+    """The part of each token of a box, in row-major order, int64."""
+    cells, left = [1, 1, 1], parts
+    while left > 1:
+        axis = max(range(3), key=lambda a: (box[a] // cells[a] if box[a] // cells[a] > 1 else 0, a))
+        cells[axis] *= 2
+        left //= 2
+    places = torch.cartesian_prod(*(torch.arange(side) for side in box)).view(-1, 3)
+    sides = torch.tensor([max(side // cell, 1) for side, cell in zip(box, cells, strict=True)])
+    at = torch.minimum(places // sides, torch.tensor(cells) - 1)
+    return (at[:, 0] * cells[1] + at[:, 1]) * cells[2] + at[:, 2]
 
 
 def _shape(grid: Grid, block: int, name: str) -> Tile:

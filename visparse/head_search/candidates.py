@@ -121,7 +121,10 @@ def make_candidates(
                 kept.append(Candidate(name, family, pattern))
             else:
                 left_out[name] = reason
-    return Candidates(kept=tuple(kept), left_out=left_out, proxies=Proxies(per_tile=per_tile))
+    by_content = any(isinstance(one.pattern, Selector) for one in kept)
+    # said, not left to the plan: what a plan keeps may have no selector, and its costs and errors are of these tiles
+    proxies = Proxies(per_tile=per_tile, tiles="serpentine" if by_content else "boxes")
+    return Candidates(kept=tuple(kept), left_out=left_out, proxies=proxies)
 
 
 def compensations(

@@ -154,7 +154,8 @@ class Scorer:
     def _of(self, layout: Layout, device: torch.device) -> Fixed:
         key = (layout, device)
         if key not in self._fixed:
-            tiles = tiles_for(layout, *tile_blocks(self.head_dim), device)
+            by_content = any(isinstance(pattern, Selector) for _, pattern in (*self._reused, *self._pooled))
+            tiles = tiles_for(layout, *tile_blocks(self.head_dim), device, serpentine=by_content)
             fixed = Fixed(rows=sample_rows(tiles, *self._sample), table=proxy_table(tiles, self.candidates.proxies))
             for place, pattern in self._exact:
                 if not isinstance(pattern, (Dense, Skip)):
