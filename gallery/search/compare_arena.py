@@ -138,11 +138,11 @@ class Arena:
         )
 
     def trial(self, offer: Offer) -> Trial:
-        """Run a plan on the first calibration clips, after a few steps that are not timed."""
+        """Run a plan on the first calibration clips, after a run that is not timed, which compiles all kernels."""
         dense, seconds, _ = self.calibration
         self.enter()
         with visparse.sparsify(self.studio.pipe, offer.plan):
-            self.studio.make(self.wishes[:1], self.dense_steps + 2)
+            self.studio.make(self.wishes[:1], self.steps)
             made = self.studio.make(self.wishes[:TRIED], self.steps)
         return Trial(offer, self._seconds(offer.plan) / seconds, float(quality(made, dense)["psnr"]))
 
@@ -151,7 +151,7 @@ class Arena:
     ) -> list[Trial]:
         """Trials of plans whose measured time comes near a share of dense attention's, the best one first.
 
-        The first plan is the one predicted to cost that share; each next one is asked for by what the last one took.
+        The first plan is the one predicted to cost that share; each next one is asked for by what the last ones took.
 
         Args:
             offers: the plan for a predicted share; ValueError where there is none.
@@ -176,7 +176,7 @@ class Arena:
             trials.append(self.trial(offer))
             if 1 - NEAR <= trials[-1].share / share <= 1 + NEAR / 2:
                 break
-            aim *= share / trials[-1].share
+            aim = _next_aim(trials, share)
         return sorted(trials, key=lambda one: rank(one, share))
 
     def row(self, label: str, trial: Trial, target: float | None, **more: Any) -> Row:
@@ -242,6 +242,14 @@ class Arena:
         table = plan.timetable(self.steps)
         sparse = [step for step in range(self.steps) if not table.is_dense(step)]
         return max(1e-9, self.studio.seconds_at(sparse) - self.calibration[2])
+
+
+def _next_aim(trials: Sequence[Trial], share: float) -> float:
+    """What to ask for next: costs miss the same at any size by one trial, along a line by two."""
+    last, slope = trials[-1], 1.0
+    if len(trials) > 1 and trials[-2].offer.share != last.offer.share:
+        slope = (last.share - trials[-2].share) / (last.offer.share - trials[-2].offer.share)
+    return last.offer.share + (share - last.share) / min(max(slope, 0.5), 2.0)
 
 
 def rank(trial: Trial, share: float) -> tuple[bool, float]:

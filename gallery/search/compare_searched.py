@@ -201,5 +201,6 @@ class Searched:
                 "rates": self.ready.costs.source,
             },
             starts=self.ready.schedules[found.family].starts,
+            proxies=self.ready.candidates.proxies,
         )
         return Offer(plan, found.attention, found.milliseconds, found.error)
