@@ -164,6 +164,9 @@ def _selected(target: float, dense: int, middle: int, spreads: bool) -> list[Cas
             plans[name, "residual, 1 refresh"] = plan_of(renewed, dense, None, None, again)
             plans[name, "4 proxies a tile"] = plan_of(top, dense, Proxies(per_tile=4))
             plans[foveal, "4 proxies a tile, 1 refresh"] = plan_of(renewed, dense, Proxies(per_tile=4), None, again)
+            boxes = Proxies(tiles="boxes")  # all others by content are runs of a serpentine curve
+            plans[name, "proxies, tiles as boxes"] = plan_of(top, dense, boxes)
+            plans[foveal, "1 refresh, tiles as boxes"] = plan_of(renewed, dense, boxes, None, again)
     return [Case(name=_name(who, what, target), target=target, plan=plan) for (who, what), plan in plans.items()]
 
 

@@ -185,12 +185,15 @@ def tiles_for(layout: Layout, block_q: int, block_k: int, device: torch.device, 
         serpentine: whether tiles are runs of a serpentine curve instead of boxes.
 
     Raises:
-        ValueError: no box has that many tokens.
+        ValueError: a size is neither a power of two nor three times one, or no box has that many tokens.
     """
     grid, first = layout.grid, layout.before
     end = first + layout.visual
     extra = [(0, first), (end, layout.tokens)]
     if serpentine:
+        for name, block in (("block_q", block_q), ("block_k", block_k)):
+            if block // (block & -block) not in (1, 3):  # what kernels can be compiled for
+                raise _wrong_size(name, block)
         curve = serpentine_order(grid, block_k, device)
         times = min(_HALVED, (block_k & -block_k).bit_length() - 1)
         q = _side(_cut(curve, block_q), first)
@@ -262,7 +265,7 @@ def _halved(box: Tile, parts: int) -> Tensor:
 def _shape(grid: Grid, block: int, name: str) -> Tile:
     shapes = box_shapes(grid, block, queries=name == "block_q") or _hanging(grid, block)
     if not shapes:
-        raise ValueError(f"{name}: wanted a number of tokens that is a power of two, or three times one, got {block}")
+        raise _wrong_size(name, block)
 
     def cost(box: Tile) -> tuple[float, Tile]:
         padded = prod(-(-length // side) * side for length, side in zip(grid, box, strict=True))
@@ -270,6 +273,10 @@ def _shape(grid: Grid, block: int, name: str) -> Tile:
         return padded / prod(grid) * (1 + _LENGTHY * (max(sides, default=0) - min(sides, default=0))), box
 
     return min(shapes, key=cost)
+
+
+def _wrong_size(name: str, block: int) -> ValueError:
+    return ValueError(f"{name}: wanted a number of tokens that is a power of two, or three times one, got {block}")
 
 
 def _hanging(grid: Grid, block: int) -> list[Tile]:
