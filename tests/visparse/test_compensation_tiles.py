@@ -10,10 +10,14 @@ from torch import Tensor
 from visparse.compensation.config import Proxies
 from visparse.compensation.proxy_table import proxy_table
 from visparse.compensation.tiles import Tiles, tiles_for, tiles_of_plan
+from visparse.head_search.build import build_plan
+from visparse.head_search.candidates import make_candidates
+from visparse.head_search.costs import make_costs
 from visparse.layout import Grid, Layout, coordinates
 from visparse.patterns import Dense, Neighborhood, Pattern, Skip, TemporalHead, TopK, TopP
 from visparse.plan import SparsePlan
 from visparse.presets import foveal, neighborhood
+from visparse.rules import ModelFingerprint
 
 CPU = torch.device("cpu")
 LAYOUTS = [
@@ -173,8 +177,19 @@ NEAR = Neighborhood(window=(3, 5, 5))
         (plan_of(NEAR, proxies={}), False),
         (plan_of(NEAR, Skip(), Dense(), proxies={}, residual={}), False),
         (neighborhood(), False),
+        (plan_of(TopK(share=0.5), proxies={"tiles": "boxes"}), False),
+        (plan_of(NEAR, proxies={"tiles": "serpentine"}), True),
     ],
-    ids=["foveal", "top_p", "window and top_k", "window", "windows and nothing", "neighborhood"],
+    ids=[
+        "foveal",
+        "top_p",
+        "window and top_k",
+        "window",
+        "windows and nothing",
+        "neighborhood",
+        "top_k, boxes asked for",
+        "window, runs asked for",
+    ],
 )
 def test_a_plan_that_chooses_by_content_has_runs_and_others_have_boxes(plan: SparsePlan, serpentine: bool) -> None:
     layout = Layout((5, 11, 13), before=3)
@@ -186,3 +201,27 @@ def test_a_plan_that_chooses_by_content_has_runs_and_others_have_boxes(plan: Spa
 def test_a_selector_that_nothing_names_does_not_count() -> None:
     plan = plan_of(NEAR, TopK(share=0.5), proxies={}, assignment=[])
     assert tiles_of_plan(plan, Layout((5, 11, 13)), 64, 32, CPU).boxes is not None
+
+
+def test_a_searched_plan_keeps_the_tiles_it_was_scored_on() -> None:
+    layout, model = Layout((5, 11, 13)), ModelFingerprint(model_class="Any", layers=1, heads=2, head_dim=16)
+    for names, serpentine in ((("near4", "top4"), True), (("near4",), False)):
+        found = make_candidates(layout, ["foveal"], names=names)
+        near = next(one for one in found.kept if one.name == "near4")
+        plan = build_plan(
+            "no head chooses by content",
+            {(0, 0, head): near for head in range(2)},
+            family="foveal",
+            model=model,
+            grid=layout.grid,
+            dense_steps=2,
+            refresh=None,
+            notes="",
+            measured={},
+            proxies=found.proxies,
+        )
+        assert not plan.selectors
+        assert (tiles_of_plan(plan, layout, 64, 32, CPU).boxes is None) == serpentine
+        costs = make_costs(found.kept, layout, 64, "cpu")
+        tiles = tiles_of_plan(plan, layout, 192, 128, CPU)
+        assert costs.block_density[found.kept.index(near)] == tiles.block_density(near.pattern)[0]

@@ -122,6 +122,9 @@ class Tiles:
     def widen(self, pattern: Pattern) -> Tensor:
         """Return the tiles of which a pattern keeps something, bool [visual_q, visual_k].
 
+        Never too few. Of runs that a pattern cuts on several axes, a few more: `Pattern.cover` looks at one axis at a
+        time, and runs are not products of axes.
+
         Args:
             pattern: what is kept.
 

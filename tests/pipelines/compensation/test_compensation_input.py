@@ -15,6 +15,11 @@ import torch
         ("neighborhood", {"statistics": {"refresh": -1}}, r"statistics: refresh: wanted None .*got -1"),
         ("foveal", {"share": 0}, r"share: wanted a share of the tiles in \(0, 1\], got 0; 0.125 is an eighth"),
         ("foveal", {"proxies": {"per_tile": 64}}, r"proxies: per_tile: wanted a power of two from 1 to 32, got 64"),
+        (
+            "foveal",
+            {"proxies": {"tiles": "cubes"}},
+            r"proxies: tiles: wanted one of auto, boxes, serpentine, got 'cubes'",
+        ),
         ("foveal", {"block_k": 48}, r"block_k must be a positive multiple of 32, .*got 48"),
         ("foveal", {"residual": {"storage": "low-rank", "rank": 33}}, r"rank: wanted at most 32 .*got 33; 16 is usual"),
         ("foveal", {"residual": {"memory": 0}}, r"residual: memory: wanted GiB above 0, got 0"),
