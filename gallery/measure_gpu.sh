@@ -15,5 +15,5 @@ python3 -m visparse.cli demo --device cuda --repeats 5 --out "$out/page" --json 
 python3 -m visparse.compensation.overlap_bench --out "$out/overlap_look.json"
 python3 gallery/compensation/ablation.py --device cuda --grid small --batch 8 --out "$out/ablation_small.json"
 python3 gallery/search/compare.py --device cuda --grid long --prompts 6 --seeds 1 --calibration 4 --ranges \
-    --targets 0.125 0.25 0.5 --refine 23 3 --seconds 900 --out "$out/search_long.json" --png "$out/search_long.png"
+    --targets 0.125 0.25 0.5 --tries 3 --refine 23 3 --seconds 900 --out "$out/search_long.json" --png "$out/search_long.png"
 python3 gallery/search/duration.py --model wan-1.3b-480p --device cuda --out "$out/search_duration_wan13b_480p.json"
