@@ -72,8 +72,7 @@ def test_the_tiles_are_runs_that_hardware_can_fetch() -> None:
     assert isinstance(build_full_program(lists), Program)
 
 
-@pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("masked", "batch"), [(False, 1), (True, 2)])
 @pytest.mark.parametrize("plan", PLANS.values(), ids=PLANS)
 def test_results_are_the_same(plan, masked, batch, monkeypatch) -> None:
     mask = None
