@@ -107,7 +107,7 @@ def order_table(layout: Layout, tile: Tile | str | None, block: int, device: tor
     visual = _grid_order(layout.grid, tile, device) + layout.before
     before = torch.arange(layout.before, device=device)
     after = torch.arange(layout.after, device=device) + layout.before + layout.visual
-    return torch.cat([_pad(visual, block), _pad(torch.cat([before, after]), block)]).to(torch.int32)
+    return torch.cat([pad_tokens(visual, block), pad_tokens(torch.cat([before, after]), block)]).to(torch.int32)
 
 
 def visual_blocks(layout: Layout, tile: Tile | str | None, block: int, device: torch.device | str = "cpu") -> Tensor:
@@ -122,7 +122,7 @@ def visual_blocks(layout: Layout, tile: Tile | str | None, block: int, device: t
     Returns:
         int64 [blocks, block]; -1 is padding.
     """
-    return _pad(_grid_order(layout.grid, tile, device), block).view(-1, block)
+    return pad_tokens(_grid_order(layout.grid, tile, device), block).view(-1, block)
 
 
 @lru_cache(maxsize=256)
@@ -250,5 +250,6 @@ def _grid_order(grid: Grid, tile: Tile | str | None, device: torch.device | str)
     return key.argsort()
 
 
-def _pad(tokens: Tensor, block: int) -> Tensor:
+def pad_tokens(tokens: Tensor, block: int) -> Tensor:
+    """Fill a list of tokens up with -1, padding, to a multiple of ``block``."""
     return torch.cat([tokens, tokens.new_full((-len(tokens) % block,), -1)])

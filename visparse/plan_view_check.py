@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from visparse.compensation.tiles import tile_blocks, tiles_of_plan
+from visparse.compensation.tiles import tiles_of_plan
 from visparse.explain import explain
 from visparse.explain_costs import Range
 from visparse.layout import Layout
@@ -104,7 +104,7 @@ def block_densities(
         model = ModelFingerprint(model_class="any", layers=1, heads=1, head_dim=head_dim)
         try:
             if plan.proxies is not None and name not in plan.selectors:
-                tiles = tiles_of_plan(plan, Layout(grid), *tile_blocks(head_dim), torch.device("cpu"))
+                tiles = tiles_of_plan(plan, Layout(grid), head_dim, torch.device("cpu"))
                 found[name] = tiles.block_density(plan.patterns[name].resolve(grid))
                 continue
             found[name] = explain(alone, model, Layout(grid), 2).stretches[-1].block_density

@@ -193,14 +193,14 @@ NEAR = Neighborhood(window=(3, 5, 5))
 )
 def test_a_plan_that_chooses_by_content_has_runs_and_others_have_boxes(plan: SparsePlan, serpentine: bool) -> None:
     layout = Layout((5, 11, 13), before=3)
-    tiles = tiles_of_plan(plan, layout, 64, 32, CPU)
+    tiles = tiles_of_plan(plan, layout, 64, CPU, block_q=64, block_k=32)
     assert (tiles.boxes is None) == (tiles.k_box is None) == serpentine
     assert tiles is tiles_for(layout, 64, 32, CPU, serpentine=serpentine)
 
 
 def test_a_selector_that_nothing_names_does_not_count() -> None:
     plan = plan_of(NEAR, TopK(share=0.5), proxies={}, assignment=[])
-    assert tiles_of_plan(plan, Layout((5, 11, 13)), 64, 32, CPU).boxes is not None
+    assert tiles_of_plan(plan, Layout((5, 11, 13)), 64, CPU, block_q=64, block_k=32).boxes is not None
 
 
 def test_a_searched_plan_keeps_the_tiles_it_was_scored_on() -> None:
@@ -221,7 +221,7 @@ def test_a_searched_plan_keeps_the_tiles_it_was_scored_on() -> None:
             proxies=found.proxies,
         )
         assert not plan.selectors
-        assert (tiles_of_plan(plan, layout, 64, 32, CPU).boxes is None) == serpentine
+        assert (tiles_of_plan(plan, layout, 64, CPU, block_q=64, block_k=32).boxes is None) == serpentine
         costs = make_costs(found.kept, layout, 64, "cpu")
-        tiles = tiles_of_plan(plan, layout, 192, 128, CPU)
+        tiles = tiles_of_plan(plan, layout, 64, CPU)
         assert costs.block_density[found.kept.index(near)] == tiles.block_density(near.pattern)[0]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from visparse.compensation.tiles import tile_blocks, tiles_of_plan
+from visparse.compensation.tiles import tiles_of_plan
 from visparse.layout import Layout
 from visparse.patterns import Selector
 
@@ -37,9 +37,7 @@ def tiled_density(router: Router, layer: int, layout: Layout, stage: int, device
     patterns = [router.plan.patterns[name].resolve(layout.grid) for name in names]
     if router.plan.proxies is None and not any(isinstance(pattern, Selector) for pattern in patterns):
         return None
-    usual = tile_blocks(router.model.head_dim)
-    tiles = tiles_of_plan(
-        router.plan, layout, router.settings.block_q or usual[0], router.settings.block_k or usual[1], device
-    )
+    blocks = {"block_q": router.settings.block_q, "block_k": router.settings.block_k}
+    tiles = tiles_of_plan(router.plan, layout, router.model.head_dim, device, **blocks)
     shares = {pattern: sum(tiles.block_density(pattern)) / 2 for pattern in dict.fromkeys(patterns)}
     return sum(shares[pattern] for pattern in patterns) / len(patterns)

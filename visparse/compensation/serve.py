@@ -21,7 +21,7 @@ from visparse.compensation.proxy_table import pool, proxy_table
 from visparse.compensation.refresh import Overlap
 from visparse.compensation.residuals import Residuals
 from visparse.compensation.state import BranchState, apply_rho, block_means, ramp, rho_of
-from visparse.compensation.tiles import Tiles, tile_blocks, tiles_of_plan
+from visparse.compensation.tiles import Tiles, tiles_of_plan
 from visparse.compensation.watch import Watch
 from visparse.compile import compile_lists
 from visparse.layout import Layout
@@ -319,9 +319,9 @@ class Compensation:
         return self.router.plan.proxies is not None or any(isinstance(pattern, Selector) for pattern in patterns)
 
     def _tiles(self, layout: Layout, device: torch.device) -> Tiles:
-        settings, usual = self.router.settings, tile_blocks(self.router.model.head_dim)
-        blocks = settings.block_q or usual[0], settings.block_k or usual[1]
-        return tiles_of_plan(self.router.plan, layout, *blocks, device)
+        plan, model, settings = self.router.plan, self.router.model, self.router.settings
+        blocks = {"block_q": settings.block_q, "block_k": settings.block_k}
+        return tiles_of_plan(plan, layout, model.head_dim, device, **blocks)
 
     def _laid(self, layout: Layout, device: torch.device) -> tuple[LaidOut | None, Tiles]:
         """How tensors are laid out for the tiles of a sparse call, if at all, and the tiles as they lie then."""

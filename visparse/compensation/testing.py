@@ -97,7 +97,7 @@ class Run:
     @property
     def tiles(self) -> Tiles:
         """Tiles of the plan, on the usual layout."""
-        return tiles_of_plan(self.plan, LAYOUT, *BLOCKS, torch.device("cpu"))
+        return tiles_of_plan(self.plan, LAYOUT, HEAD_DIM, torch.device("cpu"), block_q=BLOCKS[0], block_k=BLOCKS[1])
 
 
 def inputs(seed: int, layout: Layout = LAYOUT, batch: int = 1) -> States:

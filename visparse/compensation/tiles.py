@@ -19,7 +19,7 @@ from torch import Tensor
 
 from visparse.boxes import Side, box_shapes, runs_of, tiles_of
 from visparse.layout import Grid, Layout
-from visparse.order import Tile
+from visparse.order import Tile, pad_tokens
 from visparse.order_serpentine import halve_tiles, serpentine_order
 from visparse.patterns import Pattern, Selector, Skip
 from visparse_kernels.boxes import Boxes
@@ -193,63 +193,67 @@ def tiles_for(layout: Layout, block_q: int, block_k: int, device: torch.device, 
     grid, first = layout.grid, layout.before
     end = first + layout.visual
     extra = [(0, first), (end, layout.tokens)]
+    extra_q, extra_k = ([runs_of(a, b, block, device) for a, b in extra] for block in (block_q, block_k))
+    q_box = k_box = boxes = None
     if serpentine:
-        for name, block in (("block_q", block_q), ("block_k", block_k)):
-            if block // (block & -block) not in (1, 3):  # what kernels can be compiled for
-                raise _wrong_size(name, block)
-        curve = serpentine_order(grid, block_k, device)
-        times = min(_HALVED, (block_k & -block_k).bit_length() - 1)
-        q = _side(_cut(curve, block_q), first)
-        k = _side(halve_tiles(_cut(curve, block_k), grid, times), first)
+        q, k = _along_curve(layout, block_q, block_k, device)
     else:
-        q = tiles_of(grid, first, _shape(grid, block_q, "block_q"), device)
-        k = tiles_of(grid, first, _shape(grid, block_k, "block_k"), device)
-    all_q = [q, *(runs_of(a, b, block_q, device) for a, b in extra)]
-    all_k = [k, *(runs_of(a, b, block_k, device) for a, b in extra)]
-    boxes = None
-    if not serpentine:
-        starts = {"q_starts": _starts(all_q), "k_starts": _starts(all_k)}
-        boxes = Boxes(grid=grid, first=first, q_box=(q.box,), k_box=(k.box,), **starts)
+        q_side = tiles_of(grid, first, _shape(grid, block_q, "block_q"), device)
+        k_side = tiles_of(grid, first, _shape(grid, block_k, "block_k"), device)
+        q, k, q_box, k_box = q_side.tokens, k_side.tokens, q_side.box, k_side.box
+        starts = {"q_starts": _starts([q_side, *extra_q]), "k_starts": _starts([k_side, *extra_k])}
+        boxes = Boxes(grid=grid, first=first, q_box=(q_box,), k_box=(k_box,), **starts)
     return Tiles(
         layout=layout,
         block_q=block_q,
         block_k=block_k,
-        q_box=q.box,
-        k_box=k.box,
-        visual_q=len(q.tokens),
-        visual_k=len(k.tokens),
-        q_order=_tokens(all_q),
-        k_order=_tokens(all_k),
+        q_box=q_box,
+        k_box=k_box,
+        visual_q=len(q),
+        visual_k=len(k),
+        q_order=_order(q, extra_q),
+        k_order=_order(k, extra_k),
         boxes=boxes,
     )
 
 
-def tiles_of_plan(plan: SparsePlan, layout: Layout, block_q: int, block_k: int, device: torch.device) -> Tiles:
+def tiles_of_plan(
+    plan: SparsePlan,
+    layout: Layout,
+    head_dim: int,
+    device: torch.device,
+    *,
+    block_q: int | None = None,
+    block_k: int | None = None,
+) -> Tiles:
     """Return the tiles of a plan; see `Proxies.tiles`. Without proxies they are as with ``"auto"``.
 
     Args:
         plan: the plan.
         layout: grid and extra tokens.
-        block_q, block_k: tokens of a tile.
+        head_dim: size of a head.
         device: where the tables live.
+        block_q, block_k: tokens of a tile; None: those of `tile_blocks`.
 
     Raises:
-        ValueError: no box has that many tokens.
+        ValueError: as `tiles_for`.
     """
     wanted = "auto" if plan.proxies is None else plan.proxies.tiles
     serpentine = bool(plan.selectors) if wanted == "auto" else wanted == "serpentine"
-    return tiles_for(layout, block_q, block_k, device, serpentine=serpentine)
+    usual = tile_blocks(head_dim)
+    return tiles_for(layout, block_q or usual[0], block_k or usual[1], device, serpentine=serpentine)
 
 
-def _cut(curve: Tensor, block: int) -> Tensor:
-    """Cut a curve into tiles, int64 [tiles, block]; -1 is padding."""
-    return torch.cat([curve, curve.new_full((-len(curve) % block,), -1)]).view(-1, block)
-
-
-def _side(tiles: Tensor, first: int) -> Side:
-    """Tiles of places in the grid, as tiles of tokens that are no boxes."""
-    tokens = torch.where(tiles < 0, -1, tiles + first)
-    return Side(None, tokens.new_full((len(tokens), 3), -1), tokens.to(torch.int32))
+def _along_curve(layout: Layout, block_q: int, block_k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Tokens of the tiles of queries and of keys along the curve, int64 [tiles, block]; -1 is padding."""
+    for name, block in (("block_q", block_q), ("block_k", block_k)):
+        if block // (block & -block) not in (1, 3):  # what kernels can be compiled for
+            raise _wrong_size(name, block)
+    curve = serpentine_order(layout.grid, block_k, device)
+    q, k = (pad_tokens(curve, block).view(-1, block) for block in (block_q, block_k))
+    k = halve_tiles(k, layout.grid, min(_HALVED, (block_k & -block_k).bit_length() - 1))
+    q, k = (torch.where(tiles < 0, -1, tiles + layout.before) for tiles in (q, k))
+    return q, k
 
 
 def _halved(box: Tile, parts: int) -> Tensor:
@@ -288,8 +292,8 @@ def _hanging(grid: Grid, block: int) -> list[Tile]:
     return [box for box in product(sides, sides, sides) if prod(box) == block]
 
 
-def _tokens(sides: list[Side]) -> Tensor:
-    return torch.cat([side.tokens for side in sides]).flatten().to(torch.int32)
+def _order(tiles: Tensor, extra: list[Side]) -> Tensor:
+    return torch.cat([tiles, *(side.tokens for side in extra)]).flatten().to(torch.int32)
 
 
 def _starts(sides: list[Side]) -> Tensor:

@@ -121,10 +121,14 @@ def make_candidates(
                 kept.append(Candidate(name, family, pattern))
             else:
                 left_out[name] = reason
-    by_content = any(isinstance(one.pattern, Selector) for one in kept)
     # said, not left to the plan: what a plan keeps may have no selector, and its costs and errors are of these tiles
-    proxies = Proxies(per_tile=per_tile, tiles="serpentine" if by_content else "boxes")
+    proxies = Proxies(per_tile=per_tile, tiles="serpentine" if has_selector(kept) else "boxes")
     return Candidates(kept=tuple(kept), left_out=left_out, proxies=proxies)
+
+
+def has_selector(candidates: Sequence[Candidate]) -> bool:
+    """Whether some candidate chooses tiles by content; tiles are runs of a serpentine curve then, else boxes."""
+    return any(isinstance(one.pattern, Selector) for one in candidates)
 
 
 def compensations(

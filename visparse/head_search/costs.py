@@ -11,9 +11,9 @@ from visparse.compensation.tiles import Tiles, tile_blocks, tiles_for
 from visparse.compile import compile_lists
 from visparse.estimate_rates import Rate, all_rates, rates_of
 from visparse.explain_costs import PROXIES_SHARE
-from visparse.head_search.candidates import Candidate
+from visparse.head_search.candidates import Candidate, has_selector
 from visparse.layout import Layout
-from visparse.patterns import Dense, Pattern, Selector, Skip
+from visparse.patterns import Dense, Pattern, Skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +65,7 @@ def make_costs(
     rate, kind, doubt = _rate(device, head_dim)
     dense = rate.dense_milliseconds(layout.tokens, 1, 1)
     where = counted_on or torch.device("cpu")
-    by_content = any(isinstance(one.pattern, Selector) for one in candidates)  # see `tiles_of_plan`
-    tiles = tiles_for(layout, *tile_blocks(head_dim), where, serpentine=by_content)
+    tiles = tiles_for(layout, *tile_blocks(head_dim), where, serpentine=has_selector(candidates))
     counts: list[tuple[float, float, float]] = []
     density: list[float] = []
     for one in candidates:

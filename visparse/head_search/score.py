@@ -14,7 +14,7 @@ from visparse.compensation.choice import select
 from visparse.compensation.pooled import pooled_tiles
 from visparse.compensation.proxy_table import ProxyTable, proxy_table
 from visparse.compensation.tiles import tile_blocks, tiles_for
-from visparse.head_search.candidates import FAMILIES, Candidates
+from visparse.head_search.candidates import FAMILIES, Candidates, has_selector
 from visparse.head_search.lab import Lab, make_lab
 from visparse.head_search.rows import Rows, kept_keys, kept_tiles, sample_rows
 from visparse.layout import Layout
@@ -154,8 +154,8 @@ class Scorer:
     def _of(self, layout: Layout, device: torch.device) -> Fixed:
         key = (layout, device)
         if key not in self._fixed:
-            by_content = any(isinstance(pattern, Selector) for _, pattern in (*self._reused, *self._pooled))
-            tiles = tiles_for(layout, *tile_blocks(self.head_dim), device, serpentine=by_content)
+            serpentine = has_selector(self.candidates.kept)
+            tiles = tiles_for(layout, *tile_blocks(self.head_dim), device, serpentine=serpentine)
             fixed = Fixed(rows=sample_rows(tiles, *self._sample), table=proxy_table(tiles, self.candidates.proxies))
             for place, pattern in self._exact:
                 if not isinstance(pattern, (Dense, Skip)):
