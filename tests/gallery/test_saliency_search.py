@@ -92,7 +92,7 @@ def test_quality_of_plans_and_of_the_floor(
 
 def test_times_are_for_one_picture(recipe: Callable[[str], ModuleType], model: Small, pictures: list[Tensor]) -> None:
     for plan in (None, recipe("search_prices").single_plan("band", Band(share=0.1))):
-        found = recipe("search_judge").times(model, pictures[0], plan)
+        found = recipe("search_clock").times(model, pictures[0], plan)
         assert 0 < found.attention < 2 * found.whole
         assert found.besides == found.whole - found.attention
     assert session_of(model.backbone) is None

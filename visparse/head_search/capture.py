@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from visparse.adapter import find_denoisers, unwrapped
 from visparse.compensation.call import Call
 from visparse.head_search.score import Scorer
+from visparse.head_search.spans import Spans
 from visparse.head_search.work import WorkFile
 from visparse.layout import Layout
 from visparse.presets import dense as dense_plan
@@ -48,14 +49,15 @@ class Watch:
     """What all denoisers of one pipeline share during a capture.
 
     Attributes:
-        calibration: what happens when; without any it only measures time.
+        calibration: what happens when.
+        scorer: what scores; None: time is measured, and nothing is scored.
         prompt: number of the present run.
         step: set by whoever calls a bare denoiser; None: the pipeline tells.
         deadline: on `time.perf_counter`; None: none.
         tick: called at every new step.
         layout: of the last call.
-        denoiser_seconds, attention_seconds: of all calls but those at the first step of a run of several.
-        attention_calls: calls of layers that `attention_seconds` counts.
+        denoiser_seconds: of all calls but those at the first step of a run of several.
+        attention: time of the layers' attention in these calls.
         batch: sequences of the last call of a layer.
         reasons: layer -> why it could not be scored.
         scoring_seconds: time that scoring took.
@@ -69,14 +71,13 @@ class Watch:
         self.deadline: float | None = None
         self.tick: Callable[[], None] = lambda: None
         self.layout: Layout | None = None
-        self.denoiser_seconds = self.attention_seconds = self.scoring_seconds = 0.0
-        self.attention_calls, self.batch = 0, 1
+        self.denoiser_seconds = self.scoring_seconds = 0.0
+        self.attention, self.batch = Spans(), 1
         self.reasons: dict[int, str] = {}
 
     def timed(self, step: int) -> bool:
         """Whether calls at a step count for the share of attention."""
-        busy = step in self.calibration.measure or step in self.calibration.judge
-        return not busy and (step > 0 or self.calibration.total == 1)
+        return self.scorer is None and (step > 0 or self.calibration.total == 1)
 
 
 class CaptureRouter(Router):
@@ -143,12 +144,9 @@ class ScoreRoute(LayerRoute):
     def attention(self, call: dict[str, Any], dense: Callable[[], Tensor], heads_first: bool) -> Tensor:
         """Serve one call."""
         router, watch, q = self.router, self.router.watch, call["query"]
+        watch.batch = len(q)
         if watch.timed(router.at):
-            started = router.now(q.device) or 0.0
-            out = dense()
-            watch.attention_seconds += (router.now(q.device) or 0.0) - started
-            watch.attention_calls, watch.batch = watch.attention_calls + 1, len(q)
-            return out
+            return watch.attention.time(dense, q.device)
         out = dense()
         calibration, scorer = watch.calibration, watch.scorer
         measured, judged = router.at in calibration.measure, router.at in calibration.judge

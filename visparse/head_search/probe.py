@@ -46,6 +46,8 @@ class Bench:
         run: makes `STEPS` steps.
         layers, heads, batch: of a call of the denoiser.
         dense: seconds of dense attention of all layers in a call.
+        timer: gives the seconds of a call as the target is now, such as replays of a CUDA graph; None: the calls of
+            `run` are timed.
     """
 
     target: Any
@@ -54,13 +56,16 @@ class Bench:
     heads: int
     batch: int
     dense: float
+    timer: Callable[[], float] | None = None
 
     def besides(self, device: torch.device) -> float:
         """Seconds of a dense call besides attention."""
         return max(0.0, self.seconds_of_calls(device) - self.dense)
 
     def seconds_of_calls(self, device: torch.device) -> float:
-        """Median of the calls after the first step of a run, the first run left out."""
+        """What the timer says; else the median of the calls after the first step of a run, the first run left out."""
+        if self.timer is not None:
+            return self.timer()
         self.run()
         with CallClock([module for module, _ in find_denoisers(self.target).values()], device) as clock:
             self.run()
@@ -70,8 +75,8 @@ class Bench:
 def probe(bench: Bench, candidates: Candidates, costs: Costs, device: torch.device) -> dict[str, Line]:
     """Measure two plans of each family.
 
-    On a CPU the calls of attention are timed. An accelerator works while the host goes on, so there whole calls of the
-    denoiser are timed, and what a dense one takes besides attention is taken off.
+    On a CPU the calls of attention are timed. An accelerator works while the host goes on, so there, and wherever the
+    bench has a timer, whole calls of the denoiser are timed, and what a dense one takes besides attention is taken off.
 
     Args:
         bench: what is run.
@@ -85,7 +90,8 @@ def probe(bench: Bench, candidates: Candidates, costs: Costs, device: torch.devi
     import visparse
 
     found = {}
-    besides = 0.0 if device.type == "cpu" else bench.besides(device)
+    by_layers = device.type == "cpu" and bench.timer is None
+    besides = 0.0 if by_layers else bench.besides(device)
     for family in dict.fromkeys(one.family for one in candidates.kept):
         places = _places(candidates, costs, family)
         if len(places) < 2:
@@ -93,7 +99,7 @@ def probe(bench: Bench, candidates: Candidates, costs: Costs, device: torch.devi
         points = []
         for place in places:
             one = candidates.kept[place]
-            if device.type == "cpu":
+            if by_layers:
                 spent = _timed_layers(bench, one, candidates.proxies)
             else:
                 with visparse.sparsify(bench.target, uniform_plan(one, candidates.proxies)):

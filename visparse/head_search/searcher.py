@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
@@ -24,6 +24,7 @@ from visparse.head_search.capture import (
 )
 from visparse.head_search.choose import Chosen, Table
 from visparse.head_search.costs import Costs, make_costs
+from visparse.head_search.identity import identity_of
 from visparse.head_search.outlook import Outlook
 from visparse.head_search.pixels import call_for, check_grid
 from visparse.head_search.probe import STEPS, Bench, Line, corrected, probe
@@ -51,6 +52,8 @@ class Searcher:
         settings: SearchSettings,
         *,
         inputs: Sequence[Sequence[Any]] = (),
+        timed: Sequence[Any] | None = None,
+        timer: Callable[[], float] | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Look at the model, and open the work file.
@@ -59,11 +62,14 @@ class Searcher:
             target: a diffusers pipeline or a denoiser.
             settings: what to do.
             inputs: of a bare denoiser: for each run the keyword arguments of each step.
+            timed: a run of the same form, such as a larger batch on the same grid, by which times are measured; scores
+                come from `inputs`. None: the first of `inputs`.
+            timer: gives the seconds of a timed call as the target is now; None: the probe times calls itself.
             progress: told about every step.
 
         Raises:
-            ValueError: inputs and target do not go together, refine of a bare denoiser, or the work file is of another
-                search.
+            ValueError: inputs, the timed run and the target do not go together, refine of a bare denoiser, or the work
+                file is of another search.
         """
         if settings.grid is not None:
             settings = replace(settings, call=call_for(target, settings.grid, settings.call))
@@ -78,6 +84,13 @@ class Searcher:
                 "inputs: wanted them for a bare denoiser, and only for one: a list of runs, each a list with the "
                 "keyword arguments of every step; a pipeline gets prompts"
             )
+        steps = len(self.inputs[0]) if self.inputs else 0
+        if timed is not None and (not steps or len(timed) != steps):
+            raise ValueError(
+                f"timed: wanted a run of as many steps as those of inputs, {steps}, got {len(timed)}; leave it out to "
+                "time what is scored"
+            )
+        self.timed, self.timer = None if timed is None else list(timed), timer
         if settings.refine and self.inputs and adapter.timestep is not None:
             raise ValueError(
                 "refine: wanted a pipeline or a vision transformer, whose output can be judged, got a bare denoiser; "
@@ -89,7 +102,7 @@ class Searcher:
         path = settings.work
         if path is not None and self.world > 1:
             path = path.with_name(f"{path.name}.{self.rank}")
-        self.work = WorkFile(path, {**self._identity(module), "rank": [self.rank, self.world]})
+        self.work = WorkFile(path, {**identity_of(self, unwrapped(module)), "rank": [self.rank, self.world]})
 
     @property
     def runs(self) -> int:
@@ -156,6 +169,7 @@ class Searcher:
         calibration = self._calibration(ready)
         busy = len(calibration.judge) + len(calibration.measure)
         runs = -(-self.runs // self.world)
+        dense = ready.step_seconds * watch.batch / max(self.work.facts["batch"], 1)  # of a run that is scored
         return Outlook(
             model=self.model,
             ready_layout=ready.layout,
@@ -168,7 +182,7 @@ class Searcher:
             measure=tuple(sorted(calibration.measure)),
             total=self.total,
             runs=self.runs,
-            seconds=runs * (self.total * ready.step_seconds + busy * watch.scoring_seconds / steps),
+            seconds=runs * (self.total * dense + busy * watch.scoring_seconds / steps),
         )
 
     def search(self) -> SparsePlan:
@@ -204,6 +218,11 @@ class Searcher:
             for run in mine:
                 self.progress.start(f"run {run + 1} of {self.runs}")
                 self._run(watch, run, steps=self.total)
+                if self.timed is not None and watch.layout != ready.layout:
+                    raise ValueError(
+                        f"timed: wanted a run on the grid of inputs, {watch.layout}, got {ready.layout}; its times say "
+                        "nothing of other grids"
+                    )
                 self.work.finish(run)
         except OutOfTimeError:
             watch.reasons.setdefault(-1, "the time for the search was over; what was not scored stays dense")
@@ -258,16 +277,22 @@ class Searcher:
     # ---- parts -------------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
-        """Run one or two dense steps: the grid, attention's share, and its time."""
+        """Run one or two dense steps: the grid, attention's share, and its time.
+
+        The first call of a model sets libraries up, compiles, and gets memory, which may take longer than all the rest.
+        Of two steps the first is not timed; a single step is run once before.
+        """
         if self.work.facts:
             return
         steps = min(2, self.total)
+        if steps == 1:
+            self._run(Watch(Calibration(total=1), None, None), 0, steps=1, inputs=self.timed)
         watch = Watch(Calibration(total=steps), None, None)
-        self._run(watch, 0, steps=steps)
+        self._run(watch, 0, steps=steps, inputs=self.timed)
         if watch.layout is None:
             raise ValueError("target: its denoiser was not called; nothing can be searched")
-        share = watch.attention_seconds / watch.denoiser_seconds if watch.denoiser_seconds else 0.0
-        calls = max(watch.attention_calls, 1)
+        attention, calls = watch.attention.seconds, max(watch.attention.calls, 1)
+        share = attention / watch.denoiser_seconds if watch.denoiser_seconds else 0.0
         layout = watch.layout
         self.work.note(
             {
@@ -275,7 +300,7 @@ class Searcher:
                 "share": min(share, 0.9999),
                 "step_seconds": watch.denoiser_seconds,
                 "batch": watch.batch,
-                "dense_milliseconds": 1000 * watch.attention_seconds / calls / max(watch.batch, 1) / self.model.heads,
+                "dense_milliseconds": 1000 * attention / calls / max(watch.batch, 1) / self.model.heads,
                 "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             }
         )
@@ -286,19 +311,20 @@ class Searcher:
         if "probe" not in facts:
             model, batch = self.model, facts["batch"]
             dense = facts["dense_milliseconds"] * model.heads * model.layers * batch / 1000
-            bench = Bench(self.target, self._few_steps, model.layers, model.heads, batch, dense)
+            bench = Bench(self.target, self._few_steps, model.layers, model.heads, batch, dense, self.timer)
             lines = probe(bench, ready.candidates, costs, self.device)
             self.work.note({"probe": {family: [line.call, line.factor] for family, line in lines.items()}})
         lines = {family: Line(*parts) for family, parts in self.work.facts["probe"].items()}
         return corrected(costs, ready.candidates.kept, lines, facts["dense_milliseconds"] or None)
 
     def _few_steps(self) -> None:
-        """Some steps of the first calibration run, as the probe wants them."""
+        """Some steps of the timed run, or of the first calibration run, as the probe wants them."""
         with torch.no_grad():
             if not self.inputs:
                 self.generate(0, STEPS)
             else:
-                again = (self.inputs[0] * STEPS)[:STEPS] if self.total == 1 else self.inputs[0][:STEPS]
+                run = self.timed or self.inputs[0]
+                again = (run * STEPS)[:STEPS] if self.total == 1 else run[:STEPS]
                 run_denoiser(self.target, again, Watch(Calibration(total=STEPS), None, None))
 
     def _steps(self) -> int:
@@ -310,34 +336,6 @@ class Searcher:
         from visparse.measure.generate import default_arguments
 
         return self.settings.steps or int(default_arguments(self.target)["num_inference_steps"])
-
-    def _identity(self, module: nn.Module) -> dict[str, Any]:
-        """What two parts of one search must agree in; the goal is not among it."""
-        settings = self.settings
-        names = (
-            "family",
-            "dense_steps",
-            "refresh",
-            "judge",
-            "rows",
-            "every",
-            "seed",
-            "rule",
-            "candidates",
-            "probe",
-            "per_tile",
-        )
-        weights = next(p for p in unwrapped(module).parameters() if p.ndim > 1 and p.is_floating_point())
-        return {
-            "model": vars(self.model).copy(),
-            "weights": float(weights.detach().flatten()[:4096].double().abs().sum()),
-            "prompts": list(settings.prompts),
-            "call": {name: repr(value) for name, value in sorted(settings.call.items())},
-            "inputs": [len(run) for run in self.inputs],
-            "steps": self.total,
-            "patterns": {name: one.to_dict() for name, one in sorted(settings.patterns.items())},
-            **{name: getattr(settings, name) for name in names},
-        }
 
     def _targets(self, schedules: Mapping[str, Schedule], share: float) -> dict[str, float | None]:
         settings = self.settings
@@ -370,8 +368,8 @@ class Searcher:
             head_dim=self.model.head_dim,
         )
 
-    def _run(self, watch: Watch, run: int, steps: int) -> None:
-        """One run, all dense."""
+    def _run(self, watch: Watch, run: int, steps: int, inputs: Sequence[Any] | None = None) -> None:
+        """One run, all dense; of a bare denoiser with other inputs than its own, where there are any."""
         watch.prompt = run
         if watch.scorer is not None:
             watch.scorer.forget()
@@ -379,6 +377,6 @@ class Searcher:
             for router in routers:
                 router.restart()
             if self.inputs:
-                run_denoiser(self.target, self.inputs[run][:steps], watch)
+                run_denoiser(self.target, (inputs or self.inputs[run])[:steps], watch)
                 return
             self.generate(run, steps)
