@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from visparse_kernels.boxes import Boxes
+from visparse_kernels.kernels_apply import kernels_apply
 from visparse_kernels.lists import BlockLists
 
 
@@ -57,29 +58,40 @@ def lists_from_map(
     if capacity is not None and not 1 <= capacity <= n_k:
         raise ValueError(f"capacity: wanted 1 to {n_k} blocks a row, got {capacity}; leave it out for {n_k}")
     room = groups * n_q * (n_k if capacity is None else capacity)
-    device, flat = kept.device, kept.flatten()
-    filled = flat.cumsum(0, dtype=torch.int32)
-    zero = torch.zeros(1, dtype=torch.int32, device=device)
-    offsets = torch.cat([zero, filled[n_k - 1 :: n_k]])
-    if capacity is not None and groups:
-        torch._assert_async(filled[-1] <= room, f"capacity: wanted room for all kept blocks, got {capacity} a row")
-    # what is not kept goes to one more place, which is cut off
-    place = torch.where(flat, filled - 1, room).clamp(max=room).long()
-    blocks = torch.arange(n_k, dtype=torch.int32, device=device).repeat(groups * n_q)
-    indices = torch.zeros(room + 1, dtype=torch.int32, device=device).scatter_(0, place, blocks)
+    if kernels_apply(kept):
+        from visparse_kernels.lists_map_triton import fill
+    else:
+        fill = _fill
+    offsets, indices, zeros, fits = fill(kept, room, checked=capacity is not None)
+    if fits is not None:
+        torch._assert_async(fits, f"capacity: wanted room for all kept blocks, got {capacity} a row")
+    none = offsets.new_empty(0)
     return BlockLists(
         q_len=q_len,
         k_len=k_len,
         block_q=block_q,
         block_k=block_k,
-        head_group=head_group.to(device=device, dtype=torch.int32),
+        head_group=head_group.to(device=kept.device, dtype=torch.int32),
         q_order=q_order.contiguous(),
         k_order=k_order.contiguous(),
         full_offsets=offsets,
-        full_indices=indices[:room],
-        partial_offsets=torch.zeros_like(offsets),
-        partial_indices=zero[:0],
-        partial_tiles=zero[:0],
-        tiles=torch.zeros(0, block_q, block_k // 32, dtype=torch.int32, device=device),
+        full_indices=indices,
+        partial_offsets=zeros,
+        partial_indices=none,
+        partial_tiles=none,
+        tiles=none.view(0, block_q, block_k // 32),
         boxes=boxes,
     )
+
+
+def _fill(kept: Tensor, room: int, *, checked: bool) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Write the lists of a map; see `lists_map_triton.fill`."""
+    groups, n_q, n_k = kept.shape
+    flat = kept.flatten()
+    filled = flat.cumsum(0, dtype=torch.int32)
+    offsets = torch.cat([filled.new_zeros(1), filled[n_k - 1 :: n_k]])
+    # what is not kept goes to one more place, which is cut off
+    place = torch.where(flat, filled - 1, room).clamp(max=room).long()
+    blocks = torch.arange(n_k, dtype=torch.int32, device=kept.device).repeat(groups * n_q)
+    indices = filled.new_zeros(room + 1).scatter_(0, place, blocks)
+    return offsets, indices[:room], torch.zeros_like(offsets), offsets[-1] <= room if checked else None

@@ -22,6 +22,7 @@ from visparse_kernels.attend.gluon_tables import (
 )
 from visparse_kernels.bits import pack_bits
 from visparse_kernels.boxes import Box
+from visparse_kernels.kernels_apply import kernels_apply
 from visparse_kernels.lists import BlockLists
 
 _BUDGET = 256 << 20  # bytes of programs of full blocks that are kept; more are made again at each call
@@ -114,19 +115,16 @@ def build_full_program(lists: BlockLists) -> Program:
     """
     tables = tables_of(lists)
     parts, skipped = parts_of(lists, tables)
-    offsets = lists.full_offsets
-    blocks = pad(lists.full_indices, (0, 1))
-    place = torch.arange(len(blocks), dtype=torch.int32, device=lists.device)
-    spare = place >= offsets[-1]
-    blocks.masked_fill_(spare, 0)
-    unmasked = offsets.diff()
-    if tables.ragged:
-        blocks, unmasked = _ragged_last(blocks, offsets, tables, place, spare)
+    if kernels_apply(lists.full_indices):
+        from visparse_kernels.attend.gluon_program_triton import fill_entries as fill
+    else:
+        fill = fill_entries
+    offsets, unmasked, starts, masks, blocks = fill(lists.full_offsets, lists.full_indices, tables)
     return Program(
-        offsets=offsets.clone(),  # a program must not keep its lists alive
+        offsets=offsets,
         unmasked=unmasked,
-        starts=tables.k_starts.index_select(0, blocks),
-        masks=tables.k_masks.index_select(0, blocks),
+        starts=starts,
+        masks=masks,
         blocks=blocks,
         tiles=tables.tiles,
         q_starts=tables.q_starts,
@@ -134,6 +132,29 @@ def build_full_program(lists: BlockLists) -> Program:
         parts=parts,
         skipped=skipped,
     )
+
+
+def fill_entries(offsets: Tensor, indices: Tensor, tables: Tables) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Make the entries of a program of full blocks.
+
+    Args:
+        offsets: int32 [rows + 1], of lists.
+        indices: int32 [n], their key blocks; those behind the last offset mean nothing.
+        tables: of the key blocks.
+
+    Returns:
+        ``offsets``, copied, since a program must not keep its lists alive; ``unmasked``, ``starts``, ``masks`` and
+        ``blocks`` of `Program`, n + 1 entries, of which those behind the last offset but one mean nothing.
+    """
+    blocks = pad(indices, (0, 1))
+    place = torch.arange(len(blocks), dtype=torch.int32, device=blocks.device)
+    spare = place >= offsets[-1]
+    blocks.masked_fill_(spare, 0)
+    unmasked = offsets.diff()
+    if tables.ragged:
+        blocks, unmasked = _ragged_last(blocks, offsets, tables, place, spare)
+    starts, masks = tables.k_starts.index_select(0, blocks), tables.k_masks.index_select(0, blocks)
+    return offsets.clone(), unmasked, starts, masks, blocks
 
 
 def _ragged_last(

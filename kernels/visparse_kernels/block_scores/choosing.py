@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
+from visparse_kernels.kernels_apply import kernels_apply
+
 
 def choose_top_k(scores: Tensor, count: int, always: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
-    """Keep the highest blocks of each row; of equal ones those with the lowest index.
+    """Keep the highest blocks of each row; of equal ones those with the lowest index. NaN counts as the highest.
 
     Args:
         scores: [..., n_k], floats.
@@ -22,6 +24,11 @@ def choose_top_k(scores: Tensor, count: int, always: Tensor | None = None, allow
     n_k = _check(scores, always, allowed)
     if not 1 <= count <= n_k:
         raise ValueError(f"count: wanted 1 to {n_k} blocks (a row of scores), got {count}; clip it to this range")
+    if always is None and allowed is None and kernels_apply(scores):
+        from visparse_kernels.block_scores.choosing_triton import can_choose, top_k
+
+        if can_choose(scores):
+            return top_k(scores, count)
     _, index = _ranked(scores, always, allowed)
     kept = torch.arange(n_k, device=scores.device).expand_as(index) < count
     return _by_block(kept, index, always, allowed)
