@@ -93,7 +93,7 @@ class Seen:
             kept: bool [1, H, tiles, tiles].
         """
         patterns = (TopK(share=1.0),) * layer.heads  # room in the lists for any number of tiles
-        lists = choose_tiles(layer.tiles, patterns, kept, {}, None).lists[0]
+        lists = choose_tiles(layer.tiles, patterns, kept, {}, None).lists
         return cls(layer, kept, lists, *attend(layer.q, layer.k, layer.v, lists, return_lse=True))
 
     def scaled(self) -> Tensor:

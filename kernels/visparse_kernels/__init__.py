@@ -4,6 +4,7 @@ from visparse_kernels.attend.api import attend, choose, explain, preferred_block
 from visparse_kernels.block_scores.api import block_scores
 from visparse_kernels.block_scores.choosing import choose_per_head, choose_top_k, choose_top_p
 from visparse_kernels.boxes import Boxes
+from visparse_kernels.lay_out.api import InOrder, lay_out
 from visparse_kernels.lists import BlockLists
 from visparse_kernels.lists_map import lists_from_map
 from visparse_kernels.merge import merge
@@ -12,6 +13,7 @@ from visparse_kernels.proxies.api import attend_proxies, pool_tokens
 __all__ = [
     "BlockLists",
     "Boxes",
+    "InOrder",
     "attend",
     "attend_proxies",
     "block_scores",
@@ -20,6 +22,7 @@ __all__ = [
     "choose_top_k",
     "choose_top_p",
     "explain",
+    "lay_out",
     "lists_from_map",
     "merge",
     "pool_tokens",

@@ -17,7 +17,8 @@ MEMBERS = torch.tensor([[0, 1, 2], [5, 9, -1], [30, -1, 39]], dtype=torch.int32)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_opcheck(dtype) -> None:
     case = random_case(length=40, n_proxies=37, block_q=16, head_group=[0, 1, -1], batch=2, head_dim=16, dtype=dtype)
-    torch.library.opcheck(api.attend_proxies_op, (*case.arguments(), 0.25, "auto"))
+    for places in (None, case.q_order.clone()):
+        torch.library.opcheck(api.attend_proxies_op, (*case.arguments(), places, 0.25, "auto"))
     k, v = K.to(dtype), V.to(dtype)
     bias, counts = torch.randn(2, 1, 40), torch.tensor([3, 2, 2])
     for extras in ((None, None, None), (bias, None, counts), (None, k, None), (bias, k, None)):
@@ -140,6 +141,23 @@ ATTEND_ERRORS = [
 def test_error_texts_of_attend_proxies(change, error, text) -> None:
     with pytest.raises(error, match=text):
         attend_proxies(*replace(CASE, **change).arguments())
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"out_order": CASE.q_order.long()}, TypeError, r"out_order: wanted an int32 tensor, got torch.int64"),
+        ({"out_order": CASE.q_order[0]}, ValueError, r"out_order: wanted 2 axes"),
+        ({"out_order": CASE.q_order[:, :32]}, ValueError, r"out_order: wanted shape \[1, 48\], got \[1, 32\]"),
+        ({"out_order": CASE.q_order.to("meta")}, ValueError, r"out_order: wanted the device of q, cpu, got meta"),
+    ],
+)
+def test_error_texts_of_the_places_of_results(change, error, text) -> None:
+    with pytest.raises(error, match=text):
+        attend_proxies(*CASE.arguments(), **change)
+    two = replace(CASE, q_order=CASE.q_order.expand(2, -1))
+    with pytest.raises(ValueError, match=r"q_order: wanted shape \[1, 48\], got \[2, 48\]; with out_order all groups"):
+        attend_proxies(*two.arguments(), out_order=CASE.q_order)
 
 
 def test_scale_and_impl_are_checked() -> None:

@@ -102,6 +102,23 @@ def test_what_sees_no_proxy_keeps_its_bits(impl, device) -> None:
 
 
 @everywhere
+@pytest.mark.parametrize("head_group", [[0, 1, -1], [-1, -1, -1]])
+def test_results_go_to_other_places(impl, device, head_group) -> None:
+    case = random_case(length=61, n_proxies=67, block_q=16, head_group=head_group, batch=2, device=device)
+    if max(head_group) < 0:
+        case = replace(case, hidden=case.hidden[:, :0])
+    place = torch.randperm(61, generator=torch.Generator().manual_seed(5)).to(device)
+    order = case.q_order[:1]
+    moved = torch.where(order < 0, -1, place[order.clamp(min=0).long()]).to(torch.int32)
+    wanted, wanted_lse = run(replace(case, q_order=order), impl)
+    with poisoned_memory():
+        out, lse = run(replace(case, q_order=order), impl, out_order=moved)
+    assert torch.equal(out[:, place], wanted)
+    assert torch.equal(lse[:, :, place], wanted_lse)
+    assert out.is_contiguous()
+
+
+@everywhere
 def test_no_group_at_all_leaves_every_head(impl, device) -> None:
     case = random_case(length=20, n_proxies=7, block_q=16, head_group=[-1, -1], device=device)
     out, lse = run(replace(case, hidden=case.hidden[:, :0]), impl)

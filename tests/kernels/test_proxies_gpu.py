@@ -148,7 +148,7 @@ def test_cuda_graph_replays_with_new_inputs(agent) -> None:
 
 def test_opcheck() -> None:
     case = on_gpu(length=100, n_proxies=3, dtype=torch.bfloat16, device="cuda")
-    torch.library.opcheck(attend_proxies_op, (*case.arguments(), 0.125, "auto"))
+    torch.library.opcheck(attend_proxies_op, (*case.arguments(), None, 0.125, "auto"))
     members = torch.arange(60, dtype=torch.int32, device="cuda").view(3, 20)
     torch.library.opcheck(pool_tokens_op, (case.q, case.out, members, None, None, None, 0.125, "auto"))
 

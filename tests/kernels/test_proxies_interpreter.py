@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="the Triton kernels need the triton package
 
 
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="runs already in the interpreter")
-@pytest.mark.parametrize("name", ["test_proxies_attend.py", "test_proxies_pool.py"])
+@pytest.mark.parametrize("name", ["test_lay_out.py", "test_proxies_attend.py", "test_proxies_pool.py"])
 def test_the_kernels_in_the_interpreter(name) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VISPARSE_")}
     environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}

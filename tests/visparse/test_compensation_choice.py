@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from visparse.compensation.call import Call
+from visparse.compensation.call import Call, unfolded
 from visparse.compensation.choice import choose_by_content, choose_tiles
 from visparse.compensation.pooled import parted, pooled_tiles
 from visparse.compensation.tiles import kept_tiles, tiles_for
@@ -16,13 +16,44 @@ from visparse_kernels.attend.gluon_tables import parts_of, tables_of
 def test_every_choice_lies_on_the_same_tables() -> None:
     tiles = tiles_for(Layout((3, 10, 12), after=20), 64, 64, torch.device("cpu"))
     patterns = (TopK(share=0.5), Skip(), TopK(share=0.5))
-    maps = torch.rand(2, 1, 2, tiles.visual_q, tiles.visual_k, generator=torch.Generator().manual_seed(0)) < 0.4
-    one, two = (choose_tiles(tiles, patterns, chosen, {}, None).lists[0] for chosen in maps)
+    maps = torch.rand(2, 2, 2, tiles.visual_q, tiles.visual_k, generator=torch.Generator().manual_seed(0)) < 0.4
+    one, two = (choose_tiles(tiles, patterns, chosen, {}, None).lists for chosen in maps)
     assert not torch.equal(one.full_offsets, two.full_offsets)
     assert one.head_group is two.head_group
-    assert one.head_group.tolist() == [0, -1, 1]
     assert tables_of(one) is tables_of(two)  # else the Hopper kernel would wait for the device at every step
     assert parts_of(one, tables_of(one)) is parts_of(two, tables_of(two))
+
+
+def test_rows_of_a_batch_are_more_heads() -> None:
+    tiles = tiles_for(Layout((3, 10, 12), after=20), 64, 64, torch.device("cpu"))
+    patterns = (TopK(share=0.5), Skip(), Dense())
+    maps = torch.rand(2, 1, tiles.visual_q, tiles.visual_k, generator=torch.Generator().manual_seed(0)) < 0.4
+    static = {Dense(): torch.ones(tiles.visual_q, tiles.visual_k, dtype=torch.bool)}
+    both = choose_tiles(tiles, patterns, maps, static, None)
+    assert both.rows == 2
+    assert both.head_group.tolist() == [1, -1, 0]
+    assert both.lists.head_group.tolist() == [1, -1, 0, 3, -1, 2]
+    whole = both.lists.to_mask()
+    for row in range(2):
+        alone = choose_tiles(tiles, patterns, maps[row : row + 1], static, None)
+        assert alone.rows == 1
+        assert torch.equal(whole[3 * row : 3 * row + 3], alone.lists.to_mask())
+    assert choose_tiles(tiles, (Dense(), Skip()), None, static, None).rows == 1  # the same for every batch
+
+
+def test_folding_a_call_makes_heads_of_rows() -> None:
+    make = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 5, 3, 8, generator=make) for _ in range(3))
+    for shape in ((1, 1), (2, 1), (1, 3), (2, 3)):
+        bias = torch.randn(*shape, 5, generator=make)
+        folded = Call(q, k, v, bias, 0.5).folded()
+        assert folded.q.shape == (1, 5, 6, 8)
+        for place, (row, head) in enumerate((row, head) for row in range(2) for head in range(3)):
+            assert torch.equal(folded.k[0, :, place], k[row, :, head])
+            assert torch.equal(folded.bias.expand(1, 6, 5)[0, place], bias.expand(2, 3, 5)[row, head])
+    out, lse = unfolded(folded.v, folded.v[..., 0].transpose(1, 2), 2)
+    assert torch.equal(out, v)
+    assert torch.equal(lse, v[..., 0].transpose(1, 2))
 
 
 def test_block_density_counts_what_is_visited() -> None:

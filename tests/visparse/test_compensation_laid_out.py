@@ -26,6 +26,16 @@ PLANS: dict[str, dict[str, Any]] = {
         "patterns": {"near": TopK(share=0.4, score="pooled", parts=4)},
         "proxies": Proxies(per_tile=2),
     },
+    "pooled with several parts and neighbourhoods": {
+        "patterns": {"four": TopK(share=0.4, score="pooled", parts=4), "one": TopK(share=0.3, score="pooled")},
+        "default": "four",
+        "assignment": [{"heads": [1], "pattern": "one"}],
+        "proxies": Proxies(per_tile=1, levels=2),
+    },
+    "agents": {
+        "patterns": {"near": TopK(share=0.4, score="pooled", parts=2)},
+        "proxies": Proxies(kind="agent"),
+    },
     "foveal": {
         "patterns": {"near": TopK(share=0.4, score="mass_variance", refresh=2)},
         "proxies": Proxies(levels=2),
@@ -44,14 +54,14 @@ PLANS: dict[str, dict[str, Any]] = {
 def test_every_tile_keeps_its_tokens(layout) -> None:
     tiles = tiles_for(layout, *BLOCKS, CPU, serpentine=True)
     laid = laid_out(tiles)
+    queries = laid.places.argsort()
     for mine, old, tokens in (
-        (laid.tiles.q_order, tiles.q_order, laid.queries),
+        (laid.tiles.q_order, tiles.q_order, queries),
         (laid.tiles.k_order, tiles.k_order, laid.keys),
     ):
         assert torch.equal(mine < 0, old < 0)
         assert torch.equal(tokens[mine[mine >= 0].long()], old[old >= 0].long())
         assert torch.equal(tokens.sort().values, torch.arange(layout.tokens))
-    assert torch.equal(laid.queries[laid.places], torch.arange(layout.tokens))
 
 
 def test_the_tiles_are_runs_that_hardware_can_fetch() -> None:
@@ -92,7 +102,7 @@ def test_results_are_the_same(plan, masked, batch, monkeypatch) -> None:
 def test_a_bias_goes_with_its_keys() -> None:
     laid = laid_out(tiles_for(LAYOUT, *BLOCKS, CPU, serpentine=True))
     x = torch.arange(LAYOUT.tokens, dtype=torch.float32)[None, :, None, None].expand(2, -1, 3, 4)
-    call = laid.lay(Call(x, x, x, x[..., 0].transpose(1, 2)[:1, :1], None))
+    call = laid.lay(Call(x, x, x, x[..., 0].transpose(1, 2)[:1, :1], None)).call
     assert torch.equal(call.bias[0, 0], call.k[0, :, 0, 0])
     assert torch.equal(call.k, call.v)
     out, lse = laid.put_back(call.q, call.q[..., 0].transpose(1, 2))

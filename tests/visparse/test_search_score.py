@@ -58,9 +58,9 @@ def by_kernels(call, layout, pattern, lse, choice=None, serpentine=True):
     static = {} if isinstance(pattern, TopK) else {pattern: tiles.widen(pattern)}
     table = proxy_table(tiles, Proxies())
     made = choose_tiles(tiles, [pattern] * HEADS, choice, static, table)
-    out, seen = attend(call.q, call.k, call.v, made.lists[0], key_bias=call.bias, return_lse=True)
+    out, seen = attend(call.q, call.k, call.v, made.lists, key_bias=call.bias, return_lse=True)
     pooled = pool_tokens(call.k, call.v, table.members, key_bias=call.bias)
-    group = made.lists[0].head_group
+    group = made.lists.head_group
     out, _ = attend_proxies(call.q, out, seen, *pooled, made.hidden, group, tiles.q_order[None], 128)
     return out, choice
 

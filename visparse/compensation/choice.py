@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from visparse.compensation.call import Call
-from visparse.compensation.pooled import pooled_tiles
+from visparse.compensation.laid_out import Laid
+from visparse.compensation.pooled import pooled_tiles, scores_of_laid
 from visparse.compensation.proxy_table import ProxyTable
 from visparse.compensation.tiles import Tiles, kept_tiles
 from visparse.patterns import Pattern, Selector, Skip, TopK, TopP
@@ -25,13 +26,17 @@ class Choice:
     """What a layer sees exactly.
 
     Attributes:
-        lists: one for all rows of the batch, or one for each.
+        lists: of all heads; where rows of the batch differ, of the heads of the first row, then of the second, and on.
+        rows: rows of the batch that have lists of their own; 1 where all have the same.
+        head_group: int32 [H], the group of each head in ``hidden``; -1 where it is skipped.
         hidden: int32 [1 or B, G, n_q, words], proxies that are not attended to; None without proxies.
         density: visited blocks over all blocks, mean over heads and rows, a tensor with one number.
         chosen: bool [B, n, visual_q, visual_k], tiles of the heads that have a selector; None where none has.
     """
 
-    lists: tuple[BlockLists, ...]
+    lists: BlockLists
+    rows: int
+    head_group: Tensor
     hidden: Tensor | None
     density: Tensor
     chosen: Tensor | None
@@ -43,6 +48,7 @@ def choose_tiles(
     chosen: Tensor | None,
     static: Mapping[Pattern, Tensor],
     proxies: ProxyTable | None,
+    density: Tensor | None = None,
 ) -> Choice:
     """Build the lists of a layer.
 
@@ -53,6 +59,7 @@ def choose_tiles(
             the heads; None where there is none.
         static: tiles of every other pattern but `Skip`, bool [visual_q, visual_k].
         proxies: to say which are hidden; None without proxies.
+        density: of the result, where it is known; None: it is worked out.
     """
     device = tiles.q_order.device
     positions = [p for p in dict.fromkeys(patterns) if not isinstance(p, (Selector, Skip))]
@@ -63,7 +70,6 @@ def choose_tiles(
             groups += 1
         else:
             group.append(-1 if isinstance(pattern, Skip) else positions.index(pattern))
-    head_group = _head_group(tuple(group), device)
     fixed = [static[pattern] for pattern in positions]
     maps = torch.stack(fixed)[None] if fixed else None
     if chosen is not None:
@@ -71,26 +77,30 @@ def choose_tiles(
     if maps is None:
         maps = torch.zeros(1, 0, tiles.visual_q, tiles.visual_k, dtype=torch.bool, device=device)
     kept, capacity = tiles.with_extra(maps), _capacity(tiles, patterns, maps, chosen)
-    lists = tuple(
-        lists_from_map(
-            row,
-            q_len=tiles.layout.tokens,
-            k_len=tiles.layout.tokens,
-            block_q=tiles.block_q,
-            block_k=tiles.block_k,
-            q_order=tiles.q_order,
-            k_order=tiles.k_order,
-            head_group=head_group,
-            boxes=tiles.boxes,
-            capacity=capacity,
-        )
-        for row in kept
+    rows = len(kept)
+    head_group = _head_group(tuple(group), device)
+    each = tuple(-1 if number < 0 else row * groups + number for row in range(rows) for number in group)
+    lists = lists_from_map(
+        kept.flatten(0, 1),
+        q_len=tiles.layout.tokens,
+        k_len=tiles.layout.tokens,
+        block_q=tiles.block_q,
+        block_k=tiles.block_k,
+        q_order=tiles.q_order,
+        k_order=tiles.k_order,
+        head_group=_head_group(each, device),
+        boxes=tiles.boxes,
+        capacity=capacity,
     )
-    shares = torch.nn.functional.pad(kept.float().mean((0, 2, 3)), (0, 1))  # the last one: skipped heads
+    if density is None:
+        shares = torch.nn.functional.pad(kept.float().mean((0, 2, 3)), (0, 1))  # the last one: skipped heads
+        density = shares[head_group.long()].mean()
     return Choice(
         lists=lists,
+        rows=rows,
+        head_group=head_group,
         hidden=None if proxies is None else proxies.hidden(kept),
-        density=shares[head_group.long()].mean(),
+        density=density,
         chosen=chosen,
     )
 
@@ -129,7 +139,13 @@ def by_content(names: Sequence[str], patterns: Sequence[Pattern]) -> list[ByCont
 
 
 def choose_by_content(
-    call: Call, tiles: Tiles, names: Sequence[str], patterns: Sequence[Pattern], lse: Tensor | None, kept: Tensor | None
+    call: Call,
+    tiles: Tiles,
+    names: Sequence[str],
+    patterns: Sequence[Pattern],
+    lse: Tensor | None,
+    kept: Tensor | None,
+    laid: Laid | None = None,
 ) -> Tensor | None:
     """Choose the tiles of the heads that have a selector.
 
@@ -140,6 +156,7 @@ def choose_by_content(
         patterns: one per head.
         lse: [B, H, N], of dense attention; None where only pooled scores are made.
         kept: an earlier result, of which the heads whose choice is reused keep theirs; None: all choose.
+        laid: the call in the order of the tiles, where it has means; pooled scores are made of them.
 
     Returns:
         bool [B, heads with a selector, visual_q, visual_k]; None where no head has one.
@@ -153,7 +170,7 @@ def choose_by_content(
             alike.setdefault((one.selector.score, one.selector.sample, one.selector.parts), []).append(one)
     for group in alike.values():
         heads = sorted(head for one in group for head in one.heads)
-        scores = _scores(call, tiles, group[0].selector, heads, lse)
+        scores = _scores(call, tiles, group[0].selector, heads, lse, laid)
         for one in group:
             rows = [heads.index(head) for head in one.heads]
             own = scores if len(group) == 1 else torch.stack([scores[:, row] for row in rows], 1)
@@ -162,8 +179,12 @@ def choose_by_content(
     return torch.stack([chosen[place] for place in range(len(chosen))], 1) if chosen else None
 
 
-def _scores(call: Call, tiles: Tiles, selector: Selector, heads: list[int], lse: Tensor | None) -> Tensor:
+def _scores(
+    call: Call, tiles: Tiles, selector: Selector, heads: list[int], lse: Tensor | None, laid: Laid | None
+) -> Tensor:
     """Scores of the tiles of the grid for some heads, fp32 [B, n, visual_q, visual_k]."""
+    if not selector.reused and laid is not None and laid.parts:
+        return scores_of_laid(laid, tiles, selector.parts, heads)[..., : tiles.visual_q, : tiles.visual_k]
     part = call.heads(heads)
     if not selector.reused:
         return pooled_tiles(part, tiles, selector)[..., : tiles.visual_q, : tiles.visual_k]

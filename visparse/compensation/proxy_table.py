@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from visparse.compensation.config import Proxies
 from visparse.compensation.tiles import Tiles
 from visparse_kernels import pool_tokens
 from visparse_kernels.bits import pack_bits
+from visparse_kernels.proxies.hidden import hidden_proxies
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -33,6 +34,11 @@ class ProxyTable:
     parent: Tensor | None
     parents: int
 
+    @cached_property
+    def log_counts(self) -> Tensor:
+        """Weights of the proxies without a bias, fp32 [1, 1, P]."""
+        return self.counts.log()[None, None]
+
     def hidden(self, kept: Tensor) -> Tensor:
         """Return which proxies a block of queries does not attend to.
 
@@ -42,14 +48,14 @@ class ProxyTable:
         Returns:
             int32 [..., n_q, words]: bit p % 32 of word p // 32 belongs to proxy p; those of parents come last.
         """
-        seen = kept.index_select(-1, self.tile)
-        if self.parent is not None:
-            own = kept[..., : len(self.parent)]
-            touched = own.new_zeros(*own.shape[:-1], self.parents, dtype=torch.int32)
-            touched.index_add_(-1, self.parent, own.to(torch.int32))
-            touched = touched > 0
-            shared = ~touched.index_select(-1, self.parent[self.tile])
-            seen = torch.cat([seen | shared, touched], -1)
+        if self.parent is None:
+            return hidden_proxies(kept, self.tile)
+        own = kept[..., : len(self.parent)]
+        touched = own.new_zeros(*own.shape[:-1], self.parents, dtype=torch.int32)
+        touched.index_add_(-1, self.parent, own.to(torch.int32))
+        touched = touched > 0
+        shared = ~touched.index_select(-1, self.parent[self.tile])
+        seen = torch.cat([kept.index_select(-1, self.tile) | shared, touched], -1)
         return pack_bits(torch.nn.functional.pad(seen, (0, -seen.shape[-1] % 32), value=True))
 
 
@@ -83,26 +89,34 @@ def proxy_table(tiles: Tiles, proxies: Proxies) -> ProxyTable:
     return ProxyTable(members=members, counts=counts.float(), tile=tile, parent=parent, parents=parents)
 
 
-def pool(call: Call, table: ProxyTable, kind: str) -> tuple[Tensor, Tensor, Tensor]:
+def pool(
+    call: Call, table: ProxyTable, kind: str, means: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Return keys, values and weights of the proxies, those of neighbourhoods of tiles last.
 
     Args:
     call: of attention.
     table: of the layout's proxies.
     kind: of the proxies.
+    means: keys and values of the proxies of tiles in the order of ``table.members``, where they are known already
+        and there is no bias; more may follow behind the last one.
 
     Returns:
     What `visparse_kernels.pool_tokens` gives.
     """
-    k, v, weight = pool_tokens(
-        call.k,
-        call.v,
-        table.members,
-        key_bias=call.bias,
-        query=call.q if kind == "agent" else None,
-        counts=table.counts if kind == "sample" else None,
-        scale=call.scale,
-    )
+    if means is not None:
+        k, v = (x[:, : len(table.counts)] for x in means)
+        weight = table.log_counts
+    else:
+        k, v, weight = pool_tokens(
+            call.k,
+            call.v,
+            table.members,
+            key_bias=call.bias,
+            query=call.q if kind == "agent" else None,
+            counts=table.counts if kind == "sample" else None,
+            scale=call.scale,
+        )
     if table.parent is None:
         return k, v, weight
     parent = table.parent[table.tile]

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from visparse.compensation.call import Call, Served
+from visparse.compensation.call import Call, Served, unfolded
 from visparse.compensation.choice import Choice, choose_by_content, choose_tiles
-from visparse.compensation.laid_out import LaidOut, laid_out, pays
+from visparse.compensation.laid_out import Laid, LaidOut, laid_out, pays
 from visparse.compensation.overlap import overlaps
 from visparse.compensation.proxy_table import pool, proxy_table
 from visparse.compensation.refresh import Overlap
@@ -25,7 +25,7 @@ from visparse.compensation.tiles import Tiles, tiles_of_plan
 from visparse.compensation.watch import Watch
 from visparse.compile import compile_lists
 from visparse.layout import Layout
-from visparse.patterns import Dense, Pattern, Selector, Skip
+from visparse.patterns import Dense, Pattern, Selector, Skip, TopP
 from visparse_kernels import BlockLists, attend, attend_proxies, preferred_blocks
 from visparse_kernels import prefers_boxes as boxes_are_faster
 
@@ -55,6 +55,7 @@ class Compensation:
         router.clock.keepers.append(self)
         self._static: dict[tuple[Layout, Pattern, torch.device], Tensor] = {}
         self._fixed: dict[tuple[Layout, tuple[Pattern, ...], torch.device], Choice] = {}
+        self._densities: dict[tuple[Layout, tuple[Pattern, ...], torch.device], Tensor] = {}
         self.example: BlockLists | None = None  # lists of a sparse call, to report what serves them
         self._checked: set[tuple[Layout, int | None]] = set()
         self._run = 0
@@ -120,13 +121,20 @@ class Compensation:
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles begin without anything that was measured."""
         watch = None if self.watch is None else Watch(self.watch.rule)
-        empty: dict[str, object] = {"states": {}, "_static": {}, "_fixed": {}, "example": None, "watch": watch}
+        empty: dict[str, object] = {
+            "states": {},
+            "_static": {},
+            "_fixed": {},
+            "_densities": {},
+            "example": None,
+            "watch": watch,
+        }
         return {**self.__dict__, **empty}
 
     def clear(self) -> None:
         """Forget everything that is kept."""
         self.example = None
-        for kept in (self.states, self._static, self._fixed, self._checked):
+        for kept in (self.states, self._static, self._fixed, self._densities, self._checked):
             kept.clear()
         if self.residuals is not None:
             self.residuals.clear()
@@ -246,51 +254,71 @@ class Compensation:
         state: BranchState,
         step: int,
     ) -> tuple[Tensor, Tensor | float]:
+        laid = self._lay(call, layout, patterns)
         if any(isinstance(pattern, Selector) and not pattern.reused for pattern in patterns):
             kept = None if state.choice is None else state.choice.chosen
-            chosen = choose_by_content(call, self._tiles(layout, call.q.device), names, patterns, None, kept)
+            tiles = self._tiles(layout, call.q.device)
+            chosen = choose_by_content(call, tiles, names, patterns, None, kept, laid)
             state.choice = self._choice(layout, patterns, chosen, call.q.device)
         if state.residual is not None:
             state.residual.prefetch()
-        out, _, density = self._exact_and_proxies(call, layout, patterns, state)
+        out, _, density = self._exact_and_proxies(call, layout, patterns, state, laid)
         statistics = self.router.plan.statistics
         out = self._scaled(out, state, layout, 0.0 if statistics is None else ramp(statistics, state, step))
         return out if state.residual is None else state.residual.add_to(out), density
 
     # ---- parts -------------------------------------------------------------------------------------------------------
 
+    def _lay(self, call: Call, layout: Layout, patterns: tuple[Pattern, ...]) -> Laid | None:
+        """The call in the order of its tiles, with the means that a sparse call needs; None where that does not pay."""
+        laid_out, _ = self._laid(layout, call.q.device)
+        if laid_out is None or not self._tiled(patterns):
+            return None
+        fresh = [one.parts for one in patterns if isinstance(one, Selector) and not one.reused]
+        proxies = self.router.plan.proxies
+        pool = proxies.per_tile if proxies is not None and proxies.kind == "mean" else 0
+        return laid_out.lay(call, max(fresh, default=0), pool)
+
     def _exact_and_proxies(
-        self, call: Call, layout: Layout, patterns: tuple[Pattern, ...], state: BranchState
+        self,
+        call: Call,
+        layout: Layout,
+        patterns: tuple[Pattern, ...],
+        state: BranchState,
+        laid: Laid | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | float]:
         """Output and log-sum-exp of what is seen exactly and by proxy, and the block density."""
-        plan = self.router.plan
+        proxies = self.router.plan.proxies
         if not self._tiled(patterns):
             lists = self._lists(layout, patterns, call.q.device)
             return *self._attend(call, lists), lists.block_density
         choice = state.choice or self._choice(layout, patterns, None, call.q.device)
-        laid, tiles = self._laid(layout, call.q.device)
-        if laid is not None:
-            call = laid.lay(call)
-        if len(choice.lists) == 1:
-            out, lse = self._attend(call, choice.lists[0])
+        laid_out, tiles = self._laid(layout, call.q.device)
+        laid = laid or self._lay(call, layout, patterns)
+        came, call = call, call if laid is None else laid.call
+        if choice.rows == 1:
+            out, lse = self._attend(call, choice.lists)
         else:
-            rows = [self._attend(call.row(i), lists) for i, lists in enumerate(choice.lists)]
-            out, lse = torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
-        if choice.hidden is not None and plan.proxies is not None:
-            pooled = pool(call, proxy_table(tiles, plan.proxies), plan.proxies.kind)
+            out, lse = unfolded(*self._attend(call.folded(), choice.lists), choice.rows)
+        if choice.hidden is not None and proxies is not None:
+            if laid is not None and laid.pooled is not None:
+                pooled = pool(call, proxy_table(tiles, proxies), proxies.kind, laid.pooled)
+            else:  # from the tokens as they came: agents need the queries of each tile of keys
+                pooled = pool(came, proxy_table(self._tiles(layout, came.q.device), proxies), proxies.kind)
             out, lse = attend_proxies(
                 call.q,
                 out,
                 lse,
                 *pooled,
                 choice.hidden,
-                choice.lists[0].head_group,
+                choice.head_group,
                 tiles.q_order[None],
                 tiles.block_q,
+                out_order=None if laid_out is None else laid_out.source.q_order[None],
                 scale=call.scale,
             )
-        if laid is not None:
-            out, lse = laid.put_back(out, lse)
+        elif laid_out is not None:
+            out, lse = laid_out.put_back(out, lse)
         return out, lse, choice.density
 
     def _choice(
@@ -303,9 +331,11 @@ class Compensation:
         (_, tiles), proxies = self._laid(layout, device), self.router.plan.proxies
         static = {p: self._widened(layout, p, device) for p in patterns if not isinstance(p, (Selector, Skip))}
         table = None if proxies is None else proxy_table(tiles, proxies)
-        choice = choose_tiles(tiles, patterns, chosen, static, table)
+        choice = choose_tiles(tiles, patterns, chosen, static, table, self._densities.get(key))
         if chosen is None:
             self._fixed[key] = choice
+        if not any(isinstance(pattern, TopP) for pattern in patterns):  # all others keep equally many every time
+            self._densities[key] = choice.density
         return choice
 
     def _widened(self, layout: Layout, pattern: Pattern, device: torch.device) -> Tensor:

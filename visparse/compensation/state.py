@@ -41,7 +41,7 @@ class BranchState:
         total = 0 if self.residual is None else self.residual.nbytes
         total += 0 if self.log_rho is None else self.log_rho.nbytes
         if self.choice is not None:
-            total += sum(lists.full_indices.nbytes + lists.full_offsets.nbytes for lists in self.choice.lists)
+            total += self.choice.lists.full_indices.nbytes + self.choice.lists.full_offsets.nbytes
             total += 0 if self.choice.hidden is None else self.choice.hidden.nbytes
         return total
 

@@ -34,18 +34,39 @@ def pooled_scores(
         [B, H, n_q, n_k]; rows of query blocks with a real query sum to 1, others are 0.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
-    (batch, _, heads, _), n_k = q.shape, len(k_rows)
-    k_rows = k_rows.reshape(n_k * parts, -1)
+    rows = k_rows.reshape(len(k_rows) * parts, -1)
     queries = _sums(q, q_rows, dtype) / real_counts(q_rows).to(dtype)[:, None]
-    keys, log_size = _keys(k, k_rows, key_bias, dtype)
-    step = max(1, _LOGITS // (batch * heads * n_k * parts))
-    found = []
-    for some in queries.split(step, 2):
-        logits = some @ keys.transpose(-1, -2) * scale + log_size[:, :, None]
-        found.append(logits.softmax(-1).unflatten(-1, (n_k, parts)).sum(-1))
+    keys, log_size = _keys(k, rows, key_bias, dtype)
     # a row in which no key is seen is 0 / 0
     seen = (q_rows >= 0).any(1)[:, None] & (log_size > -torch.inf).any(-1)[:, :, None, None]
-    return torch.cat(found, 2).masked_fill_(~seen, 0.0)
+    return scores_of_means(queries, keys, log_size, scale, parts).masked_fill_(~seen, 0.0)
+
+
+def scores_of_means(queries: Tensor, keys: Tensor, log_size: Tensor, scale: float, parts: int = 1) -> Tensor:
+    """Compute what `pooled_scores` does from means that are known.
+
+    Args:
+        queries: fp32 or fp64 [B, H, n_q, D], the mean of each block.
+        keys: [B, H, n_k * parts, D], the mean of each part of a key block.
+        log_size: [B or 1, H or 1, n_k * parts], logarithms of the sizes of the parts; -inf for one without keys. One
+            part at least has keys.
+        scale: factor of the logits.
+        parts: of each key block.
+
+    Returns:
+        [B, H, n_q, n_k]; rows sum to 1.
+    """
+    batch, heads, _, _ = queries.shape
+    log_size = log_size.expand(batch, heads, -1)
+    step = max(1, _LOGITS // (batch * heads * keys.shape[2]))
+    found = []
+    for some in queries.split(step, 2):
+        logits = torch.baddbmm(
+            log_size.flatten(0, 1)[:, None], some.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2), alpha=scale
+        )
+        weights = logits.softmax(-1)
+        found.append(weights if parts == 1 else weights.unflatten(-1, (-1, parts)).sum(-1))
+    return (torch.cat(found, 1) if len(found) > 1 else found[0]).unflatten(0, (batch, heads))
 
 
 def _keys(k: Tensor, rows: Tensor, key_bias: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -76,6 +76,7 @@ def attend_proxies(
     q_order: Tensor,
     block_q: int,
     *,
+    out_order: Tensor | None = None,
     scale: float | None = None,
     impl: str = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -97,6 +98,8 @@ def attend_proxies(
         head_group: int32 [H], group of each head below G; -1 leaves the head as it is.
         q_order: int32 [G or 1, n_q * block_q], slot -> token, -1 padding; every token in exactly one slot.
         block_q: query slots per block; ``triton`` needs a multiple of 16.
+        out_order: int32 [1, n_q * block_q], padding where ``q_order`` has it: the place in the result of the query in
+            each slot, every place in exactly one slot; ``q_order`` must have one row then. None: the query's own place.
         scale: factor of the logits, positive; None means 1 / sqrt(D).
         impl: as in `pool_tokens`.
 
@@ -111,10 +114,10 @@ def attend_proxies(
         Merging by log-sum-exp: online softmax normalisation, arXiv 1805.02867, section 3. Coarse keys with the weight
         of their size: LLSA, arXiv 2512.16615; here without those that the query sees exactly.
     """
-    check_attend(q, out, lse, pooled_k, pooled_v, weight, hidden, head_group, q_order, block_q, scale, impl)
+    check_attend(q, out, lse, pooled_k, pooled_v, weight, hidden, head_group, q_order, block_q, out_order, scale, impl)
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     result: tuple[Tensor, Tensor] = attend_proxies_op(
-        q, out, lse, pooled_k, pooled_v, weight, hidden, head_group, q_order, block_q, scale, impl
+        q, out, lse, pooled_k, pooled_v, weight, hidden, head_group, q_order, block_q, out_order, scale, impl
     )
     return result
 
@@ -190,6 +193,7 @@ def attend_proxies_op(
     head_group: Tensor,
     q_order: Tensor,
     block_q: int,
+    out_order: Tensor | None,
     scale: float,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
@@ -197,12 +201,17 @@ def attend_proxies_op(
     case = (q.device, q.dtype, q.shape[-1], block_q)
     chosen = _choose(impl, {name: module.cannot_attend(*case) for name, module in _CANDIDATES.items()})
     if hidden.shape[1] == 0:  # no group: every head is skipped, and a kernel would find no table to read
-        return out.clone(memory_format=torch.contiguous_format), lse.clone(memory_format=torch.contiguous_format)
+        out, lse = (x.clone(memory_format=torch.contiguous_format) for x in (out, lse))
+        return (out, lse) if out_order is None else reference.put_in_order(out, lse, q_order, out_order)
     q, out, pooled_k, pooled_v = map(_unit_stride, (q, out, pooled_k, pooled_v))
-    result: tuple[Tensor, Tensor] = chosen.attend(
-        q, out, lse, pooled_k, pooled_v, weight, hidden, head_group, q_order, block_q, scale
-    )
-    return result
+    tables = (hidden, head_group, q_order, block_q, scale)
+    if chosen is triton_impl:
+        result: tuple[Tensor, Tensor] = triton_impl.attend(
+            q, out, lse, pooled_k, pooled_v, weight, *tables, out_order=out_order
+        )
+        return result
+    result = chosen.attend(q, out, lse, pooled_k, pooled_v, weight, *tables)
+    return result if out_order is None else reference.put_in_order(*result, q_order, out_order)
 
 
 @attend_proxies_op.register_fake
@@ -217,6 +226,7 @@ def _(
     head_group: Tensor,
     q_order: Tensor,
     block_q: int,
+    out_order: Tensor | None,
     scale: float,
     impl: str,
 ) -> tuple[Tensor, Tensor]:

@@ -63,6 +63,7 @@ def check_attend(
     head_group: Tensor,
     q_order: Tensor,
     block_q: int,
+    out_order: Tensor | None,
     scale: float | None,
     impl: str,
 ) -> None:
@@ -102,7 +103,11 @@ def check_attend(
     words = -(-n_proxies // 32)
     _check_shape("hidden", hidden, ((1, batch), groups, n_q, words), "pack one bit for each proxy into int32 words")
     _check_shape("q_order", q_order, ((1, groups), n_q * block_q), "give one order for all groups, or one for each")
-    tables = {"weight": weight, "hidden": hidden, "head_group": head_group, "q_order": q_order}
+    if out_order is not None:
+        _check_table("out_order", out_order, 2)
+        _check_shape("out_order", out_order, (1, n_q * block_q), "give a place for each slot of q_order")
+        _check_shape("q_order", q_order, (1, n_q * block_q), "with out_order all groups share one order")
+    tables = {"out_order": out_order, "weight": weight, "hidden": hidden, "head_group": head_group, "q_order": q_order}
     _check_device(q, "q", out=out, lse=lse, pooled_k=pooled_k, pooled_v=pooled_v, **tables)
     _check_scale(scale)
     _check_grad("attend_proxies", q=q, out=out, lse=lse, pooled_k=pooled_k, pooled_v=pooled_v, weight=weight)

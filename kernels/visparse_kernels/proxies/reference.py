@@ -82,3 +82,18 @@ def attend(
             new_out[at] = merged.transpose(1, 2).to(out.dtype)
             new_lse[:, members[:, None], tokens.flatten()[real].long()[None, :]] = total
     return new_out, new_lse
+
+
+def put_in_order(out: Tensor, lse: Tensor, q_order: Tensor, out_order: Tensor) -> tuple[Tensor, Tensor]:
+    """Move what belongs to the query in each slot to another place.
+
+    Args:
+        out: [B, Sq, H, D].
+        lse: [B, H, Sq].
+        q_order: int32 [1, slots], slot -> query, -1 padding.
+        out_order: int32 [1, slots], slot -> place in the result.
+    """
+    real = q_order[0] >= 0
+    queries = torch.empty_like(q_order[0][real], dtype=torch.int64)
+    queries[out_order[0][real].long()] = q_order[0][real].long()
+    return out.index_select(1, queries), lse.index_select(2, queries)

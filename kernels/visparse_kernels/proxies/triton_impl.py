@@ -122,6 +122,7 @@ def attend(
     q_order: Tensor,
     block_q: int,
     scale: float,
+    out_order: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Launch one kernel for all heads; see `visparse_kernels.proxies.api.attend_proxies` for the arguments.
 
@@ -133,10 +134,9 @@ def attend(
         raise ValueError(f"q: {cannot_attend(q.device, q.dtype, q.shape[-1], block_q)}")
     new_out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     new_lse = torch.empty(lse.shape, dtype=torch.float32, device=q.device)
+    tables = (hidden, head_group, q_order, block_q, scale)
     with torch.cuda.device_of(q):
-        launch_attend(
-            q, out, lse, pooled_k, pooled_v, weight, hidden, head_group, q_order, block_q, scale, new_out, new_lse, cut
-        )
+        launch_attend(q, out, lse, pooled_k, pooled_v, weight, *tables, new_out, new_lse, cut, out_order=out_order)
     return new_out, new_lse
 
 
@@ -156,6 +156,7 @@ def launch_attend(
     new_lse: Tensor,
     cut: Tiling,
     *,
+    out_order: Tensor | None = None,
     warm_up: bool = False,
 ) -> Any:
     """Launch the attention kernel with a given tiling.
@@ -175,6 +176,7 @@ def launch_attend(
         new_out: [B, Sq, H, D], contiguous, written.
         new_lse: fp32 [B, H, Sq], contiguous, written.
         cut: the tiling.
+        out_order: int32 [1, n_q * block_q], or None.
         warm_up: only compile, for the tensors' types; nothing runs, so no GPU is needed.
 
     Returns:
@@ -193,6 +195,7 @@ def launch_attend(
         hidden,
         head_group.contiguous(),
         q_order,
+        None if out_order is None else out_order.contiguous(),
         new_out,
         new_lse,
         *q.stride()[:3],
@@ -209,6 +212,7 @@ def launch_attend(
     )
     constants = {
         "HEADS": heads,
+        "MOVED": out_order is not None,
         "BLOCK_Q": block_q,
         "TILE_Q": cut.tile_q,
         "TILE_P": cut.tile_k,

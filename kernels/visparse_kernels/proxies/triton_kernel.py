@@ -148,6 +148,7 @@ def attend_proxies_kernel(
     hidden,
     head_group,
     q_order,
+    out_order,
     new_out,
     new_lse,
     stride_qb,
@@ -172,6 +173,7 @@ def attend_proxies_kernel(
     n_words,
     scale,
     HEADS: tl.constexpr,
+    MOVED: tl.constexpr,
     BLOCK_Q: tl.constexpr,
     TILE_Q: tl.constexpr,
     TILE_P: tl.constexpr,
@@ -236,6 +238,8 @@ def attend_proxies_kernel(
     stat = (base + tl.log2(divisor)) * 0.6931471805599453
     stat = tl.where(total == 0.0, known, stat)
 
+    if MOVED:
+        row = tl.load(out_order + tile * TILE_Q + tl.arange(0, TILE_Q)).to(tl.int64)
     to = new_out + ((batch * q_len + row) * HEADS + head)[:, None] * HEAD_DIM + dim[None, :]
     tl.store(to, result.to(new_out.dtype.element_ty), mask=real)
     tl.store(new_lse + (batch * HEADS + head) * q_len + row, stat, mask=token >= 0)
