@@ -21,10 +21,10 @@ def kernels_apply(x: Tensor) -> bool:
     """
     return (
         _HAS_TRITON
-        and (x.is_cuda or INTERPRET)
-        and type(x) is Tensor
-        and x.numel() > 0
         and not torch.compiler.is_compiling()
+        and type(x) is Tensor
+        and (x.is_cuda or INTERPRET)
+        and x.numel() > 0
     )
 
 
