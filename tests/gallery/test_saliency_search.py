@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -87,14 +88,6 @@ def test_quality_of_plans_and_of_the_floor(
     assert first["photographs"] == 2
     assert first["feature_errors"] == found["feature_errors"][:2]
     assert found["correlation"] < floor["correlation"]
-    assert session_of(model.backbone) is None
-
-
-def test_times_are_for_one_picture(recipe: Callable[[str], ModuleType], model: Small, pictures: list[Tensor]) -> None:
-    for plan in (None, recipe("search_prices").single_plan("band", Band(share=0.1))):
-        found = recipe("search_clock").times(model, pictures[0], plan)
-        assert 0 < found.attention < 2 * found.whole
-        assert found.besides == found.whole - found.attention
     assert session_of(model.backbone) is None
 
 
@@ -231,6 +224,60 @@ def test_a_study_goes_on_where_it_was(
         study.main([*asked, "--rows", "2"])
 
 
+def test_a_larger_call_is_timed_and_the_same_photographs_judge(
+    recipe: Callable[[str], ModuleType],
+    model: Small,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    study = recipe("search_study")
+    make = torch.Generator().manual_seed(3)
+    taken = {Path(f"{number}.png"): torch.randn(1, 3, SIDE, SIDE, generator=make) for number in range(3)}
+    monkeypatch.setattr(study, "find_photos", lambda folder, count: list(taken)[:count])
+    monkeypatch.setattr(study, "read_picture", lambda path, side: taken[path])
+    monkeypatch.setattr(study, "SaliencyViT", lambda *arguments: model)
+    monkeypatch.setattr(study, "fetch", lambda: None)
+    monkeypatch.setattr(study, "load", lambda wheel: ())
+    own, timed = study.times, []
+
+    def times(model: Small, batch: Tensor, *more: object, **named: object) -> object:
+        timed.append(batch)
+        return own(model, batch, *more, **named)
+
+    monkeypatch.setattr(study, "times", times)
+    out, work = tmp_path / "r.json", tmp_path / "work"
+    work.mkdir()
+    asked = ["--photos", str(tmp_path), "--sides", str(SIDE), "--shares", "3", "--calibrate", "1", "--held-out", "2"]
+    asked += ["--weigh", "0", "--rows", "1", "--rates", "h200", "--device", "cpu", "--kinds", "band", "--time"]
+    asked += ["--out", str(out), "--work", str(work), "--batch", "3"]
+    study.main(asked)
+    record = Record.read(out)
+    assert (record.settings["timed_batch"], record.settings["graph"]) == (3, False)
+    rows = {row["plan"]: row for row in record.rows}
+    assert list(rows) == ["floor", "searched", "band"]
+    first, second = list(taken.values())[1:]
+    assert len(timed) == 3  # dense, which is the floor's, and two plans
+    assert all(torch.equal(batch, torch.cat([first, second, first])) for batch in timed)
+    for row in rows.values():
+        assert (row["batch"], row["photographs"]) == (3, 2)
+        assert row["attention_milliseconds"] > 0
+        assert "graph_milliseconds" not in row
+    assert rows["floor"]["measured_share"] == 1.0
+    looked = [json.loads(line) for line in (work / f"search_{SIDE}_2_3.jsonl").read_text().splitlines()]
+    assert [line["facts"]["batch"] for line in looked if "facts" in line] == [3]
+    assert {line["key"][3] for line in looked if "key" in line} == {0}  # one picture a call is scored
+    with pytest.raises(ValueError, match=r"--out: .* was made with timed_batch=3, wanted 4; name another file"):
+        study.main([*asked, "--batch", "4"])
+    for wrong, text in (
+        (["--graph"], "--graph: wanted a CUDA device, got --device cpu; leave it out there"),
+        (["--batch", "0"], "--batch: wanted at least one picture, got 0"),
+    ):
+        with pytest.raises(SystemExit):
+            study.main([*asked, *wrong])
+        assert text in capsys.readouterr().err
+
+
 def test_lines_for_people(recipe: Callable[[str], ModuleType]) -> None:
     study = recipe("search_study")
     facts = {"side": 518, "correlation": 0.99, "correlation_min": 0.98}
@@ -244,6 +291,14 @@ def test_lines_for_people(recipe: Callable[[str], ModuleType]) -> None:
     assert "dense  floor" in study.line(rows[0])
     assert "49.9%" in study.line(rows[1])
     assert "1.000 of 2.000 ms" in study.line(rows[3])
+    times = recipe("search_clock").Times
+    graphed = {**rows[3], **study.timings(times(1.5, 0.25), times(2.0, 0.5), "graph_")}
+    assert study.line(graphed) == study.line(rows[3]) + "  graph 0.250 of 1.500 ms  (50.0%)"
+    assert study.timings(times(1.5, 0.25), times(2.0, 0.5)) == {
+        "milliseconds": 1.5,
+        "attention_milliseconds": 0.25,
+        "measured_share": 0.5,
+    }
     found = study.summary(rows).splitlines()
     assert found[0] == "518 px, 50%: searched 0.1000 (0.9900); halo 0.3000; band 0.4000"
     assert found[1] == "518 px, 25%: no searched plan"
