@@ -24,7 +24,7 @@ lists_map, choosing, hidden = (
     import_module(f"visparse_kernels.{name}") for name in ("lists_map", "block_scores.choosing", "proxies.hidden")
 )  # functions hide some of these modules
 
-SMALL = [(1, 1, 1), (1, 3, 32), (2, 5, 44), (3, 21, 33), (1, 2, 1024), (1, 3, 1300)]  # groups, n_q, n_k
+SMALL = [(1, 1, 1), (1, 3, 32), (2, 5, 44), (3, 19, 33), (1, 2, 1024), (1, 3, 1300)]  # groups, n_q, n_k
 LARGE = [*SMALL, (96, 30, 44), (40, 591, 591), (3, 930, 930), (2, 70, 3001)]
 if INTERPRET:
     CASES = [pytest.param("cpu", shape, marks=pytest.mark.interpreter) for shape in SMALL]
@@ -230,14 +230,14 @@ def test_top_k(device, shape, dtype) -> None:
 
 @somewhere
 def test_top_k_of_any_axes_and_strides(device) -> None:
-    whole = scores_of((2, 3, 9, 50), device)
+    whole = scores_of((2, 2, 5, 50), device)
     with mock.patch.object(choosing, "_ranked", side_effect=AssertionError):
-        for scores in (whole[..., :7, :44], whole[:, ::2, 1:, 3:], whole[0, 0], whole[0, 0, 0], whole.mT, whole[:1, 1]):
-            wanted = top_k(scores.contiguous(), 7)
-            assert torch.equal(choose_top_k(scores, 7), wanted)
+        for scores in (whole[..., :4, :44], whole[:, ::2, 1:, 3:], whole[0, 0], whole[0, 0, 0], whole.mT, whole[:1, 1]):
+            wanted = top_k(scores.contiguous(), 4)
+            assert torch.equal(choose_top_k(scores, 4), wanted)
             assert wanted.shape == scores.shape
-    for scores in (whole[..., :7, :44], whole[0, 0, 0], whole.mT):
-        assert torch.equal(choose_top_k(scores, 7), ranked(scores, 7))
+    for scores in (whole[..., :4, :44], whole[0, 0, 0], whole.mT):
+        assert torch.equal(choose_top_k(scores, 4), ranked(scores, 4))
     negative = whole.clone()
     negative[..., 9] = -torch.tensor(torch.nan)
     assert bool(choose_top_k(negative, 20)[..., 9].all())

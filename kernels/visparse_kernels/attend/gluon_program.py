@@ -144,7 +144,8 @@ def fill_entries(offsets: Tensor, indices: Tensor, tables: Tables) -> tuple[Tens
 
     Returns:
         ``offsets``, copied, since a program must not keep its lists alive; ``unmasked``, ``starts``, ``masks`` and
-        ``blocks`` of `Program`, n + 1 entries, of which those behind the last offset but one mean nothing.
+        ``blocks`` of `Program`, with n + 1 entries. That at the last offset is block 0, for who reads ahead; what lies
+        behind it means nothing.
     """
     blocks = pad(indices, (0, 1))
     place = torch.arange(len(blocks), dtype=torch.int32, device=blocks.device)

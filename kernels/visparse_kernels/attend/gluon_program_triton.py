@@ -71,7 +71,7 @@ def constants(n_k: int) -> dict[str, int]:
 def fill_entries(offsets: Tensor, indices: Tensor, tables: Tables) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Write the entries of a program; see `gluon_program.fill_entries`.
 
-    Behind the entry that follows the last offset nothing is written, and nothing behind the room of ``indices``.
+    What lies behind the entry at the last offset is not written. Lists with more blocks than room are cut there.
     """
     offsets, indices = offsets.contiguous(), indices.contiguous()
     n_rows, room = len(offsets) - 1, len(indices)
