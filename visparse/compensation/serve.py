@@ -53,6 +53,7 @@ class Compensation:
             self.residuals = Residuals(plan.residual, layers, model.head_dim)
         self.watch = None if plan.overlap is None else Watch(plan.overlap)
         router.clock.keepers.append(self)
+        self._resolved: dict[tuple[tuple[str, ...], Layout], tuple[Pattern, ...]] = {}
         self._static: dict[tuple[Layout, Pattern, torch.device], Tensor] = {}
         self._fixed: dict[tuple[Layout, tuple[Pattern, ...], torch.device], Choice] = {}
         self._densities: dict[tuple[Layout, tuple[Pattern, ...], torch.device], Tensor] = {}
@@ -134,7 +135,7 @@ class Compensation:
     def clear(self) -> None:
         """Forget everything that is kept."""
         self.example = None
-        for kept in (self.states, self._static, self._fixed, self._densities, self._checked):
+        for kept in (self.states, self._resolved, self._static, self._fixed, self._densities, self._checked):
             kept.clear()
         if self.residuals is not None:
             self.residuals.clear()
@@ -176,7 +177,7 @@ class Compensation:
         coming = names or router.plan.names(layer, router.model.heads, router.next_stage)
         if coming is None:
             return None
-        patterns = tuple(router.plan.patterns[name].resolve(layout.grid) for name in coming)
+        patterns = self._patterns(coming, layout)
         due = {what: self._due(what, step) for what in self._items(coming, patterns)}
         if names is None and step not in due.values():
             return None
@@ -192,6 +193,14 @@ class Compensation:
                 tiles = self._tiles(layout, call.q.device)
                 self.watch.note(overlaps(call, tiles, layer, coming, patterns, chosen, router.settings.impl))
         return Served(*self._sparse(call, layout, coming, patterns, state, step))
+
+    def _patterns(self, names: tuple[str, ...], layout: Layout) -> tuple[Pattern, ...]:
+        """The patterns of the heads on a grid."""
+        if (names, layout) not in self._resolved:
+            table = self.router.plan.patterns
+            known = {name: table[name].resolve(layout.grid) for name in dict.fromkeys(names)}
+            self._resolved[names, layout] = tuple(known[name] for name in names)
+        return self._resolved[names, layout]
 
     def _due(self, what: str, step: int) -> int | None:
         """For which step something must have been measured; None: for none yet."""

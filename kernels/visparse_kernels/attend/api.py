@@ -10,6 +10,7 @@ from visparse_kernels import env
 from visparse_kernels.attend import cpu_impl, gluon_impl, reference, triton_impl
 from visparse_kernels.attend.checks import check_arguments, check_finite
 from visparse_kernels.boxes import Boxes
+from visparse_kernels.eager import is_eager
 from visparse_kernels.lists import BlockLists
 
 # in the order in which "auto" tries them
@@ -60,6 +61,11 @@ def attend(
         TypeError: an argument has the wrong type or dtype.
     """
     check_arguments(q, k, v, lists, scale, key_bias, impl)
+    scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if is_eager(q, k, v, key_bias):
+        with torch.no_grad():
+            out, lse = _run(q, k, v, lists, scale, key_bias, impl)
+        return (out, lse) if return_lse else out
     out, lse = attend_op(
         q,
         k,
@@ -79,7 +85,7 @@ def attend(
         lists.boxes.numbers if lists.boxes is not None else [],
         lists.block_q,
         lists.block_k,
-        1.0 / math.sqrt(q.shape[-1]) if scale is None else scale,
+        scale,
         impl,
     )
     return (out, lse) if return_lse else out
@@ -160,6 +166,16 @@ def _reason(name: str, q: Tensor, lists: BlockLists) -> str | None:
     return reason
 
 
+def _run(
+    q: Tensor, k: Tensor, v: Tensor, lists: BlockLists, scale: float, key_bias: Tensor | None, impl: str
+) -> tuple[Tensor, Tensor]:
+    if env.check_inputs():
+        check_finite(q=q, k=k, v=v)
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    result: tuple[Tensor, Tensor] = _CANDIDATES[choose(q, lists, impl)].run(q, k, v, lists, scale, key_bias)
+    return result
+
+
 @torch.library.custom_op("visparse::attend", mutates_args=())
 def attend_op(
     q: Tensor,
@@ -202,11 +218,7 @@ def attend_op(
         if q_starts is not None and k_starts is not None
         else None,
     )
-    if env.check_inputs():
-        check_finite(q=q, k=k, v=v)
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    result: tuple[Tensor, Tensor] = _CANDIDATES[choose(q, lists, impl)].run(q, k, v, lists, scale, key_bias)
-    return result
+    return _run(q, k, v, lists, scale, key_bias, impl)
 
 
 @attend_op.register_fake

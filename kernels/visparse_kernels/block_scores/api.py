@@ -10,6 +10,7 @@ from visparse_kernels.block_scores import cpu_impl, reference, triton_impl
 from visparse_kernels.block_scores.checks import check_arguments, check_parts
 from visparse_kernels.block_scores.pooled import pooled_scores
 from visparse_kernels.block_scores.slots import sampled_rows
+from visparse_kernels.eager import is_eager
 
 # in the order in which "auto" tries them
 _CANDIDATES: dict[str, ModuleType] = {"triton": triton_impl, "cpu": cpu_impl, "reference": reference}
@@ -82,7 +83,31 @@ def block_scores(
     q_rows, k_rows = sampled_rows(q_order, block_q, sample), k_order.view(-1, block_k)
     if kind == "pooled" or lse is None:
         return pooled_scores(q, k, q_rows, k_rows, key_bias, scale, parts)
-    return block_scores_op(q, k, lse, q_rows, k_rows, key_bias, scale, kind == "mass_variance", impl)
+    arguments = (q, k, lse, q_rows, k_rows, key_bias, scale, kind == "mass_variance", impl)
+    if is_eager(q, k, lse, key_bias):
+        with torch.no_grad():
+            return _run(*arguments)
+    return block_scores_op(*arguments)
+
+
+def _run(
+    q: Tensor,
+    k: Tensor,
+    lse: Tensor,
+    q_rows: Tensor,
+    k_rows: Tensor,
+    key_bias: Tensor | None,
+    scale: float,
+    variance: bool,
+    impl: str,
+) -> Tensor:
+    case = (q.device, q.dtype, q.shape[-1], q_rows.shape[1], k_rows.shape[1])
+    reasons = {name: module.can_run(*case) for name, module in _CANDIDATES.items()}
+    name = next(name for name, reason in reasons.items() if reason is None) if impl == "auto" else impl
+    if reasons[name] is not None:
+        raise ValueError(f"impl: {name!r} cannot serve this case ({reasons[name]}); choose another or impl='auto'")
+    scores: Tensor = _CANDIDATES[name].run(q, k, lse, q_rows, k_rows, key_bias, scale, variance)
+    return scores
 
 
 @torch.library.custom_op("visparse::block_scores", mutates_args=())
@@ -98,13 +123,7 @@ def block_scores_op(
     impl: str,
 ) -> Tensor:
     """`block_scores` by softmax statistics, as PyTorch's dispatcher and compiler see it."""
-    case = (q.device, q.dtype, q.shape[-1], q_rows.shape[1], k_rows.shape[1])
-    reasons = {name: module.can_run(*case) for name, module in _CANDIDATES.items()}
-    name = next(name for name, reason in reasons.items() if reason is None) if impl == "auto" else impl
-    if reasons[name] is not None:
-        raise ValueError(f"impl: {name!r} cannot serve this case ({reasons[name]}); choose another or impl='auto'")
-    scores: Tensor = _CANDIDATES[name].run(q, k, lse, q_rows, k_rows, key_bias, scale, variance)
-    return scores
+    return _run(q, k, lse, q_rows, k_rows, key_bias, scale, variance, impl)
 
 
 @block_scores_op.register_fake

@@ -108,7 +108,7 @@ def launch(
         "PADDED_DIM": 1 << (head_dim - 1).bit_length(),
         "num_warps": 4,
     }
-    grid = (max(n_q, n_k) * heads, batch)
+    grid = (max(n_q, n_k) * heads, batch, 3)
     if warm_up:
         return lay_out_kernel.warmup(*arguments, grid=grid, **constants)
     return lay_out_kernel[grid](*arguments, **constants)

@@ -1,4 +1,4 @@
-"""The Triton kernel of `lay_out`: one program copies a block of queries and one of keys and values, of one head."""
+"""The Triton kernel of `lay_out`: one program copies a block of queries, of keys or of values, of one head."""
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
@@ -7,15 +7,77 @@ import triton.language as tl
 
 
 @triton.jit
-def _copy(source, target, order, places, slot, stride, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr):
-    """Copy the rows of some slots; returns their sum, fp32 [PADDED_DIM], and how many have a token."""
-    dim = tl.arange(0, PADDED_DIM)
-    token = tl.load(order + slot)
-    place = tl.load(places + slot).to(tl.int64)
-    real = (token >= 0)[:, None] & (dim < HEAD_DIM)[None, :]
-    rows = tl.load(source + token.to(tl.int64)[:, None] * stride + dim[None, :], mask=real, other=0.0)
-    tl.store(target + place[:, None] * HEAD_DIM + dim[None, :], rows, mask=real)
-    return tl.sum(rows.to(tl.float32), 0), tl.sum((token >= 0).to(tl.float32), 0)
+def _means(sums, counts, SUMS: tl.constexpr, WANTED: tl.constexpr, DIM: tl.constexpr):
+    """Means of WANTED parts, fp32 [WANTED, DIM], from the sums [SUMS, DIM] and counts [SUMS] of finer ones."""
+    number = tl.sum(tl.reshape(counts, [WANTED, SUMS // WANTED]), 1)
+    total = tl.sum(tl.reshape(sums, [WANTED, SUMS // WANTED, DIM]), 1)
+    return total / tl.maximum(number, 1.0)[:, None]
+
+
+@triton.jit
+def _store(to, first, step, means, WANTED: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr):
+    """Write means [WANTED, PADDED_DIM] to rows first, first + step, ... of ``to``."""
+    dim = tl.arange(0, PADDED_DIM)[None, :]
+    row = first + tl.arange(0, WANTED)[:, None] * step
+    tl.store(to + row * HEAD_DIM + dim, means.to(to.dtype.element_ty), mask=dim < HEAD_DIM)
+
+
+@triton.jit
+def _copy_block(
+    source, target, order, places, stride, fine, fine_first, pooled, pooled_first, pooled_step, block,
+    BLOCK: tl.constexpr, PARTS: tl.constexpr, POOL: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr,
+):  # fmt: skip
+    """Copy the rows of a block, and write the means of its PARTS parts and of its POOL parts; 0: none.
+
+    All rows of a chunk are on their way before the first of them is written. A part that is longer than a chunk is
+    summed up over several.
+    """
+    CHUNK: tl.constexpr = min(64, BLOCK & -BLOCK)
+    PART: tl.constexpr = BLOCK // max(PARTS, 1)
+    POOLED: tl.constexpr = BLOCK // max(POOL, 1)
+    EACH: tl.constexpr = min(PART, POOLED, CHUNK)
+    SUMS: tl.constexpr = CHUNK // EACH
+    dim = tl.arange(0, PADDED_DIM)[None, None, :]
+    part = tl.zeros([1, PADDED_DIM], tl.float32)
+    part_count = tl.zeros([1], tl.float32)
+    pool = tl.zeros([1, PADDED_DIM], tl.float32)
+    pool_count = tl.zeros([1], tl.float32)
+    for first in tl.static_range(0, BLOCK, CHUNK):
+        slot = block * BLOCK + first + tl.arange(0, SUMS)[:, None] * EACH + tl.arange(0, EACH)[None, :]
+        token = tl.load(order + slot)
+        place = tl.load(places + slot).to(tl.int64)
+        real = (token >= 0)[:, :, None] & (dim < HEAD_DIM)
+        rows = tl.load(source + token.to(tl.int64)[:, :, None] * stride + dim, mask=real, other=0.0)
+        tl.store(target + place[:, :, None] * HEAD_DIM + dim, rows, mask=real)
+        if PARTS or POOL:
+            sums = tl.sum(rows.to(tl.float32), 1)
+            counts = tl.sum((token >= 0).to(tl.float32), 1)
+        if PARTS:
+            if PART <= CHUNK:
+                means = _means(sums, counts, SUMS, CHUNK // PART, PADDED_DIM)
+                _store(fine, fine_first + first // PART, 1, means, CHUNK // PART, HEAD_DIM, PADDED_DIM)
+            else:
+                part += tl.sum(sums, 0)[None, :]
+                part_count += tl.sum(counts, 0)
+                if (first + CHUNK) % PART == 0:
+                    means = part / tl.maximum(part_count, 1.0)[:, None]
+                    _store(fine, fine_first + first // PART, 1, means, 1, HEAD_DIM, PADDED_DIM)
+                    part = tl.zeros([1, PADDED_DIM], tl.float32)
+                    part_count = tl.zeros([1], tl.float32)
+        if POOL:
+            if POOLED <= CHUNK:
+                means = _means(sums, counts, SUMS, CHUNK // POOLED, PADDED_DIM)
+                to = pooled_first + first // POOLED * pooled_step
+                _store(pooled, to, pooled_step, means, CHUNK // POOLED, HEAD_DIM, PADDED_DIM)
+            else:
+                pool += tl.sum(sums, 0)[None, :]
+                pool_count += tl.sum(counts, 0)
+                if (first + CHUNK) % POOLED == 0:
+                    means = pool / tl.maximum(pool_count, 1.0)[:, None]
+                    to = pooled_first + first // POOLED * pooled_step
+                    _store(pooled, to, pooled_step, means, 1, HEAD_DIM, PADDED_DIM)
+                    pool = tl.zeros([1, PADDED_DIM], tl.float32)
+                    pool_count = tl.zeros([1], tl.float32)
 
 
 @triton.jit(do_not_specialize=["length", "n_q", "n_k"])
@@ -54,68 +116,33 @@ def lay_out_kernel(
     HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
 ):
-    """Copy and average; grid (blocks * heads, batch), heads fastest.
+    """Copy and average; grid (blocks * heads, batch, 3), heads fastest; the last axis is queries, keys, values.
 
     Neighbouring programs read neighbouring heads of the same tokens, so together they read whole rows of memory.
     """
     program = tl.program_id(0)
     batch = tl.program_id(1).to(tl.int64)
+    what = tl.program_id(2)
     head = (program % HEADS).to(tl.int64)
     block = program // HEADS
     row = batch * HEADS + head
     to = row * length * HEAD_DIM
-    dim = tl.arange(0, PADDED_DIM)
-    inside = dim < HEAD_DIM
-
-    if block < n_q:
-        CHUNK_Q: tl.constexpr = min(64, BLOCK_Q & -BLOCK_Q)
-        source = q + batch * stride_qb + head * stride_qh
-        total = tl.zeros([PADDED_DIM], tl.float32)
-        count = 0.0
-        for first in tl.static_range(0, BLOCK_Q, CHUNK_Q):
-            slot = block * BLOCK_Q + first + tl.arange(0, CHUNK_Q)
-            sums, number = _copy(source, q_rows + to, q_order, q_places, slot, stride_qs, HEAD_DIM, PADDED_DIM)
-            total += sums
-            count += number
-        if PARTS:
-            mean = total / tl.maximum(count, 1.0)
-            tl.store(q_mean + (row * n_q + block) * HEAD_DIM + dim, mean, mask=inside)
-
-    if block < n_k:
-        PART: tl.constexpr = BLOCK_K // max(PARTS, 1)
-        POOLED: tl.constexpr = BLOCK_K // max(POOL, 1)
-        CHUNK: tl.constexpr = min(PART, POOLED, 64)
-        k += batch * stride_kb + head * stride_kh
-        v += batch * stride_vb + head * stride_vh
-        part = tl.zeros([PADDED_DIM], tl.float32)
-        part_count = 0.0
-        keys = tl.zeros([PADDED_DIM], tl.float32)
-        values = tl.zeros([PADDED_DIM], tl.float32)
-        count = 0.0
-        for first in tl.static_range(0, BLOCK_K, CHUNK):
-            slot = block * BLOCK_K + first + tl.arange(0, CHUNK)
-            k_sums, number = _copy(k, k_rows + to, k_order, k_places, slot, stride_ks, HEAD_DIM, PADDED_DIM)
-            v_sums, _ = _copy(v, v_rows + to, k_order, k_places, slot, stride_vs, HEAD_DIM, PADDED_DIM)
-            if PARTS:
-                part += k_sums
-                part_count += number
-                if (first + CHUNK) % PART == 0:
-                    at = (row * n_k + block) * PARTS + first // PART
-                    mean = part / tl.maximum(part_count, 1.0)
-                    tl.store(k_mean + at * HEAD_DIM + dim, mean, mask=inside)
-                    part = tl.zeros([PADDED_DIM], tl.float32)
-                    part_count = 0.0
-            if POOL:
-                keys += k_sums
-                values += v_sums
-                count += number
-                if (first + CHUNK) % POOLED == 0:
-                    at = ((batch * n_k + block) * POOL + first // POOLED) * HEADS + head
-                    number = tl.maximum(count, 1.0)
-                    mean = (keys / number).to(pooled_k.dtype.element_ty)
-                    tl.store(pooled_k + at * HEAD_DIM + dim, mean, mask=inside)
-                    mean = (values / number).to(pooled_v.dtype.element_ty)
-                    tl.store(pooled_v + at * HEAD_DIM + dim, mean, mask=inside)
-                    keys = tl.zeros([PADDED_DIM], tl.float32)
-                    values = tl.zeros([PADDED_DIM], tl.float32)
-                    count = 0.0
+    if what == 0:
+        if block < n_q:
+            _copy_block(
+                q + batch * stride_qb + head * stride_qh, q_rows + to, q_order, q_places, stride_qs,
+                q_mean, row * n_q + block, q_mean, 0, 0, block, BLOCK_Q, 1 if PARTS else 0, 0, HEAD_DIM, PADDED_DIM,
+            )  # fmt: skip
+    elif block < n_k:
+        fine = (row * n_k + block) * PARTS
+        pooled = (batch * n_k + block) * POOL * HEADS + head
+        if what == 1:
+            _copy_block(
+                k + batch * stride_kb + head * stride_kh, k_rows + to, k_order, k_places, stride_ks,
+                k_mean, fine, pooled_k, pooled, HEADS, block, BLOCK_K, PARTS, POOL, HEAD_DIM, PADDED_DIM,
+            )  # fmt: skip
+        else:
+            _copy_block(
+                v + batch * stride_vb + head * stride_vh, v_rows + to, k_order, k_places, stride_vs,
+                v_rows, 0, pooled_v, pooled, HEADS, block, BLOCK_K, 0, POOL, HEAD_DIM, PADDED_DIM,
+            )  # fmt: skip

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from visparse_kernels import env
+from visparse_kernels.eager import is_eager
 from visparse_kernels.proxies import cpu_impl, reference, triton_impl
 from visparse_kernels.proxies.checks import check_attend, check_pool
 from visparse_kernels.proxies.means import agent_logits, bias_of, plain_weights, shares_of, weights_of
@@ -60,7 +61,11 @@ def pool_tokens(
     """
     check_pool(k, v, members, key_bias, query, counts, scale, impl)
     scale = 1.0 / math.sqrt(k.shape[-1]) if scale is None else scale
-    result: tuple[Tensor, Tensor, Tensor] = pool_tokens_op(k, v, members, key_bias, query, counts, scale, impl)
+    arguments = (k, v, members, key_bias, query, counts, scale, impl)
+    if is_eager(k, v, key_bias, query):
+        with torch.no_grad():
+            return _pool(*arguments)
+    result: tuple[Tensor, Tensor, Tensor] = pool_tokens_op(*arguments)
     return result
 
 
@@ -116,9 +121,11 @@ def attend_proxies(
     """
     check_attend(q, out, lse, pooled_k, pooled_v, weight, hidden, head_group, q_order, block_q, out_order, scale, impl)
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
-    result: tuple[Tensor, Tensor] = attend_proxies_op(
-        q, out, lse, pooled_k, pooled_v, weight, hidden, head_group, q_order, block_q, out_order, scale, impl
-    )
+    tables = (hidden, head_group, q_order, block_q, out_order, scale, impl)
+    if is_eager(q, out, lse, pooled_k, pooled_v, weight):
+        with torch.no_grad():
+            return _attend(q, out, lse, pooled_k, pooled_v, weight, *tables)
+    result: tuple[Tensor, Tensor] = attend_proxies_op(q, out, lse, pooled_k, pooled_v, weight, *tables)
     return result
 
 
@@ -138,6 +145,60 @@ def _unit_stride(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+def _pool(
+    k: Tensor,
+    v: Tensor,
+    members: Tensor,
+    key_bias: Tensor | None,
+    query: Tensor | None,
+    counts: Tensor | None,
+    scale: float,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    chosen = _choose(impl, {name: module.cannot_pool(k.device, k.dtype) for name, module in _CANDIDATES.items()})
+    dtype = torch.promote_types(k.dtype, torch.float32)
+    if key_bias is None and query is None:
+        shares, weight = None, plain_weights(members, counts, dtype)
+    else:
+        bias = bias_of(members, key_bias, dtype)
+        shares, weight = shares_of(bias), weights_of(members, bias, counts)
+    if query is not None and shares is not None:
+        shares = shares_of(bias + agent_logits(k, query, members, shares, scale))
+    pooled_k, pooled_v = chosen.pool(_unit_stride(k), _unit_stride(v), members, shares)
+    return pooled_k, pooled_v, weight
+
+
+def _attend(
+    q: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    pooled_k: Tensor,
+    pooled_v: Tensor,
+    weight: Tensor,
+    hidden: Tensor,
+    head_group: Tensor,
+    q_order: Tensor,
+    block_q: int,
+    out_order: Tensor | None,
+    scale: float,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    case = (q.device, q.dtype, q.shape[-1], block_q)
+    chosen = _choose(impl, {name: module.cannot_attend(*case) for name, module in _CANDIDATES.items()})
+    if hidden.shape[1] == 0:  # no group: every head is skipped, and a kernel would find no table to read
+        out, lse = (x.clone(memory_format=torch.contiguous_format) for x in (out, lse))
+        return (out, lse) if out_order is None else reference.put_in_order(out, lse, q_order, out_order)
+    q, out, pooled_k, pooled_v = map(_unit_stride, (q, out, pooled_k, pooled_v))
+    tables = (hidden, head_group, q_order, block_q, scale)
+    if chosen is triton_impl:
+        result: tuple[Tensor, Tensor] = triton_impl.attend(
+            q, out, lse, pooled_k, pooled_v, weight, *tables, out_order=out_order
+        )
+        return result
+    result = chosen.attend(q, out, lse, pooled_k, pooled_v, weight, *tables)
+    return result if out_order is None else reference.put_in_order(*result, q_order, out_order)
+
+
 @torch.library.custom_op("visparse::pool_tokens", mutates_args=())
 def pool_tokens_op(
     k: Tensor,
@@ -150,17 +211,7 @@ def pool_tokens_op(
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`pool_tokens`, as PyTorch's dispatcher and compiler see it."""
-    chosen = _choose(impl, {name: module.cannot_pool(k.device, k.dtype) for name, module in _CANDIDATES.items()})
-    dtype = torch.promote_types(k.dtype, torch.float32)
-    if key_bias is None and query is None:
-        shares, weight = None, plain_weights(members, counts, dtype)
-    else:
-        bias = bias_of(members, key_bias, dtype)
-        shares, weight = shares_of(bias), weights_of(members, bias, counts)
-    if query is not None and shares is not None:
-        shares = shares_of(bias + agent_logits(k, query, members, shares, scale))
-    pooled_k, pooled_v = chosen.pool(_unit_stride(k), _unit_stride(v), members, shares)
-    return pooled_k, pooled_v, weight
+    return _pool(k, v, members, key_bias, query, counts, scale, impl)
 
 
 @pool_tokens_op.register_fake
@@ -198,20 +249,8 @@ def attend_proxies_op(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     """`attend_proxies`, as PyTorch's dispatcher and compiler see it."""
-    case = (q.device, q.dtype, q.shape[-1], block_q)
-    chosen = _choose(impl, {name: module.cannot_attend(*case) for name, module in _CANDIDATES.items()})
-    if hidden.shape[1] == 0:  # no group: every head is skipped, and a kernel would find no table to read
-        out, lse = (x.clone(memory_format=torch.contiguous_format) for x in (out, lse))
-        return (out, lse) if out_order is None else reference.put_in_order(out, lse, q_order, out_order)
-    q, out, pooled_k, pooled_v = map(_unit_stride, (q, out, pooled_k, pooled_v))
-    tables = (hidden, head_group, q_order, block_q, scale)
-    if chosen is triton_impl:
-        result: tuple[Tensor, Tensor] = triton_impl.attend(
-            q, out, lse, pooled_k, pooled_v, weight, *tables, out_order=out_order
-        )
-        return result
-    result = chosen.attend(q, out, lse, pooled_k, pooled_v, weight, *tables)
-    return result if out_order is None else reference.put_in_order(*result, q_order, out_order)
+    tables = (hidden, head_group, q_order, block_q, out_order, scale, impl)
+    return _attend(q, out, lse, pooled_k, pooled_v, weight, *tables)
 
 
 @attend_proxies_op.register_fake

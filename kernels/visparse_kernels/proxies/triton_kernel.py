@@ -201,6 +201,10 @@ def attend_proxies_kernel(
     queries = tl.load(
         q + batch * stride_qb + head * stride_qh + row[:, None] * stride_qs + dim[None, :], mask=real, other=0.0
     )
+    # asked for at once with the queries, so that one wait serves both
+    known = tl.load(lse + (batch * HEADS + head) * q_len + row, mask=token >= 0, other=float("-inf"))
+    known_at = out + batch * stride_ob + head * stride_oh + row[:, None] * stride_os + dim[None, :]
+    known_out = tl.load(known_at, mask=real, other=0.0)
     k += batch * stride_kb + head * stride_kh
     v += batch * stride_vb + head * stride_vh
     weight += batch * stride_weight_b + head * stride_weight_h
@@ -224,9 +228,7 @@ def attend_proxies_kernel(
         first = tl.min(tl.where(visible & (chunk >= last), chunk, CHUNKS), 0)
 
     # the exact part is one more key: its logit is the known log-sum-exp, its value the known output
-    known = tl.load(lse + (batch * HEADS + head) * q_len + row, mask=token >= 0, other=float("-inf"))
-    known_at = out + batch * stride_ob + head * stride_oh + row[:, None] * stride_os + dim[None, :]
-    known_out = tl.load(known_at, mask=real, other=0.0).to(tl.float32)
+    known_out = known_out.to(tl.float32)
     known_top = known * 1.4426950408889634
     base = tl.maximum(top, known_top)
     base = tl.where(base == float("-inf"), 0.0, base)
