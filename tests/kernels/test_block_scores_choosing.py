@@ -112,6 +112,14 @@ def test_nothing_depends_on_the_data_but_the_result(choose) -> None:
 
 ERRORS = {
     "count": (lambda s: choose_top_k(s, 9), r"count: wanted 1 to 8 blocks \(a row of scores\), got 9"),
+    "counts of bytes": (
+        lambda s: choose_top_k(s.view(1, 2, -1, 8), torch.ones(2, dtype=torch.uint8)),
+        r"count: wanted an int, or int32 \[heads\] on cpu .*got torch.uint8 \[2\] on cpu beside \[1, 2, ",
+    ),
+    "counts beside rows": (
+        lambda s: choose_top_k(s, torch.ones(8, dtype=torch.int32)),
+        r"count: wanted an int, or int32",
+    ),
     "no count": (lambda s: choose_top_k(s, 0), r"count: wanted 1 to 8 blocks .*, got 0; clip"),
     "ints": (lambda s: choose_top_k(s.long(), 1), r"scores: wanted floats \[..., n_k\], got torch.int64"),
     "always": (lambda s: choose_top_k(s, 1, torch.ones(8)), r"always: wanted bool \[8\] .*got torch.float32 \[8\]"),
@@ -136,3 +144,11 @@ def test_errors(name) -> None:
     call, text = ERRORS[name]
     with pytest.raises(ValueError, match=text):
         call(torch.rand(2, 3, 4, 8))
+
+
+def test_each_head_keeps_as_many_as_it_may() -> None:
+    scores = torch.rand(2, 3, 5, 8, generator=torch.Generator().manual_seed(0))
+    counts = torch.tensor([1, 8, 3], dtype=torch.int32)
+    made = choose_top_k(scores, counts)
+    for head, count in enumerate(counts.tolist()):
+        assert torch.equal(made[:, head], choose_top_k(scores[:, head], count))

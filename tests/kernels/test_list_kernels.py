@@ -244,6 +244,18 @@ def test_top_k_of_any_axes_and_strides(device) -> None:
 
 
 @somewhere
+def test_top_k_with_a_count_for_each_head(device) -> None:
+    scores = scores_of((3, 4, 7, 50), device)
+    counts = torch.tensor([1, 50, 9, 24], dtype=torch.int32, device=device)
+    with mock.patch.object(choosing, "_ranked", side_effect=AssertionError), guarded_memory():
+        made = choose_top_k(scores, counts)
+        part = choose_top_k(scores[:, 1::2, 1:], counts[1::2])
+    for head, count in enumerate(counts.tolist()):
+        assert torch.equal(made[:, head], ranked(scores[:, head], count))
+    assert torch.equal(part, made[:, 1::2, 1:])
+
+
+@somewhere
 def test_what_the_kernel_of_top_k_leaves_to_torch(device) -> None:
     scores = scores_of((3, 20), device)
     assert not can_choose(scores.double())

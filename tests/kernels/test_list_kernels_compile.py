@@ -51,9 +51,10 @@ def test_hidden_proxies(tile) -> None:
 
 @pytest.mark.parametrize("n_k", [n for n in SIZES if n <= choosing_triton.LONGEST])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_top_k(n_k, dtype) -> None:
-    cut = choosing_triton.constants(n_k)
+@pytest.mark.parametrize("count", [7, INTS], ids=["one count", "counts"])
+def test_top_k(n_k, dtype, count) -> None:
+    cut = choosing_triton.constants(n_k) | {"ONE_COUNT": isinstance(count, int)}
     scores = torch.zeros(64, dtype=dtype)
-    made = compiled(choosing_triton.top_k_kernel, scores, FLAGS, 44, 44, 96, 30, n_k, 7, **cut)
+    made = compiled(choosing_triton.top_k_kernel, scores, FLAGS, count, 44, 44, 96, 30, n_k, 6, **cut)
     assert (made.spilled, made.registers <= 168) == (0, True)
     assert made.shared == 0  # sums over a row stay inside the warp

@@ -192,12 +192,12 @@ def test_spans_on_an_accelerator_wait_only_when_they_are_read(monkeypatch):
 @pytest.mark.gpu
 def test_spans_on_a_gpu_are_the_time_of_its_work():
     device = torch.device("cuda", torch.cuda.current_device())
-    spans = Spans()
-    for cycles in (10**5, 10**7, 2 * 10**7):
+    torch.cuda._sleep(10**5)  # the first launch loads the kernel
+    spans, begin, end = Spans(), *(torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(10**7)  # time to queue the rest
+    begin.record()
+    for cycles in (10**7, 2 * 10**7):
         spans.time(lambda cycles=cycles: torch.cuda._sleep(cycles), device)
-        if cycles == 10**5:
-            spans = Spans()  # the first launch loads the kernel
-    begun = time.perf_counter()
-    torch.cuda._sleep(3 * 10**7)
-    torch.cuda.synchronize()
-    assert spans.seconds == pytest.approx(time.perf_counter() - begun, rel=0.2)
+    end.record()
+    assert spans.seconds == pytest.approx(begin.elapsed_time(end) / 1000, rel=0.02)
+    assert spans.calls == 2

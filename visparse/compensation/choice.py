@@ -78,7 +78,7 @@ def choose_tiles(
         maps = torch.zeros(1, 0, tiles.visual_q, tiles.visual_k, dtype=torch.bool, device=device)
     kept, capacity = tiles.with_extra(maps), _capacity(tiles, patterns, maps, chosen)
     rows = len(kept)
-    head_group = _head_group(tuple(group), device)
+    head_group = _table(tuple(group), device)
     each = tuple(-1 if number < 0 else row * groups + number for row in range(rows) for number in group)
     lists = lists_from_map(
         kept.flatten(0, 1),
@@ -88,7 +88,7 @@ def choose_tiles(
         block_k=tiles.block_k,
         q_order=tiles.q_order,
         k_order=tiles.k_order,
-        head_group=_head_group(each, device),
+        head_group=_table(each, device),
         boxes=tiles.boxes,
         capacity=capacity,
     )
@@ -171,12 +171,30 @@ def choose_by_content(
     for group in alike.values():
         heads = sorted(head for one in group for head in one.heads)
         scores = _scores(call, tiles, group[0].selector, heads, lse, laid)
+        if all(_plain(one.selector) for one in group):
+            number = {head: kept_tiles(one.selector.shares[1], tiles.visual_k) for one in group for head in one.heads}
+            new = choose_top_k(scores, _counts(tuple(number[head] for head in heads), scores.device))
+            if not chosen and len(alike) == 1:
+                return new
+            places = sorted(place for one in group for place in one.places)
+            chosen |= {place: new[:, index] for index, place in enumerate(places)}
+            continue
         for one in group:
             rows = [heads.index(head) for head in one.heads]
             own = scores if len(group) == 1 else torch.stack([scores[:, row] for row in rows], 1)
             new = select(one.selector, own)
             chosen |= {place: new[:, index] for index, place in enumerate(one.places)}
     return torch.stack([chosen[place] for place in range(len(chosen))], 1) if chosen else None
+
+
+def _plain(selector: Selector) -> bool:
+    """Whether each row keeps its highest tiles, a number that is known."""
+    return isinstance(selector, TopK) and not selector.spread
+
+
+def _counts(counts: tuple[int, ...], device: torch.device) -> int | Tensor:
+    """How many tiles heads keep, as `choose_top_k` takes it."""
+    return counts[0] if len(set(counts)) == 1 else _table(counts, device)
 
 
 def _scores(
@@ -230,10 +248,10 @@ def select(selector: Selector, scores: Tensor) -> Tensor:
     return choose_per_head(scores, count / tiles, max(1, count // _SPREAD), min(tiles, count * _SPREAD))
 
 
-@lru_cache(maxsize=64)
-def _head_group(groups: tuple[int, ...], device: torch.device) -> Tensor:
-    """The groups as a table on the device; kept, since copying it there waits for the device."""
-    return torch.tensor(groups, dtype=torch.int32, device=device)
+@lru_cache(maxsize=256)
+def _table(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """Numbers as a table on the device, int32; kept, since copying it there waits for the device."""
+    return torch.tensor(numbers, dtype=torch.int32, device=device)
 
 
 def _capacity(tiles: Tiles, patterns: Sequence[Pattern], maps: Tensor, chosen: Tensor | None) -> int:

@@ -6,12 +6,15 @@ from torch import Tensor
 from visparse_kernels.kernels_apply import kernels_apply
 
 
-def choose_top_k(scores: Tensor, count: int, always: Tensor | None = None, allowed: Tensor | None = None) -> Tensor:
+def choose_top_k(
+    scores: Tensor, count: int | Tensor, always: Tensor | None = None, allowed: Tensor | None = None
+) -> Tensor:
     """Keep the highest blocks of each row; of equal ones those with the lowest index. NaN counts as the highest.
 
     Args:
         scores: [..., n_k], floats.
-        count: how many to keep in each row, 1 to n_k; fewer are kept where fewer are left to choose from.
+        count: how many to keep in each row, 1 to n_k; fewer are kept where fewer are left to choose from. For scores
+            [B, H, n_q, n_k] also int32 [H], a number for each head, whose contents are not checked.
         always: bool [n_k], blocks kept in every row on top; they do not count.
         allowed: bool, broadcasts to ``scores``: no other block is kept, not even by ``always``.
 
@@ -19,10 +22,18 @@ def choose_top_k(scores: Tensor, count: int, always: Tensor | None = None, allow
         bool [..., n_k].
 
     Raises:
-        ValueError: ``count`` is out of range, or a mask does not fit.
+        ValueError: ``count`` is out of range, or a shape does not fit.
     """
     n_k = _check(scores, always, allowed)
-    if not 1 <= count <= n_k:
+    if isinstance(count, Tensor):
+        fits = scores.ndim == 4 and tuple(count.shape) == (scores.shape[1],)
+        if not fits or count.dtype != torch.int32 or count.device != scores.device:
+            raise ValueError(
+                f"count: wanted an int, or int32 [heads] on {scores.device} beside scores [batch, heads, n_q, n_k], "
+                f"got {count.dtype} {list(count.shape)} on {count.device} beside {list(scores.shape)}"
+            )
+        count = count.contiguous()
+    elif not 1 <= count <= n_k:
         raise ValueError(f"count: wanted 1 to {n_k} blocks (a row of scores), got {count}; clip it to this range")
     if always is None and allowed is None and kernels_apply(scores):
         from visparse_kernels.block_scores.choosing_triton import can_choose, top_k
@@ -30,7 +41,8 @@ def choose_top_k(scores: Tensor, count: int, always: Tensor | None = None, allow
         if can_choose(scores):
             return top_k(scores, count)
     _, index = _ranked(scores, always, allowed)
-    kept = torch.arange(n_k, device=scores.device).expand_as(index) < count
+    limit = count[:, None, None] if isinstance(count, Tensor) else count
+    kept = torch.arange(n_k, device=scores.device).expand_as(index) < limit
     return _by_block(kept, index, always, allowed)
 
 

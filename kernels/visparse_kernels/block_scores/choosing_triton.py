@@ -22,11 +22,14 @@ def _ordered(scores):
     return tl.where(size > 0x7F800000, 0x7FFFFFFF, key)
 
 
-@triton.jit(do_not_specialize=["step", "step_outer", "n_rows", "n_q", "n_k", "count"])
+@triton.jit(do_not_specialize=["step", "step_outer", "n_rows", "n_q", "n_k", "n_counts"])
 def top_k_kernel(
-    scores, kept, step_outer, step, n_rows, n_q, n_k, count, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    scores, kept, counts, step_outer, step, n_rows, n_q, n_k, n_counts, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    ONE_COUNT: tl.constexpr,
 ):  # fmt: skip
-    """Keep the ``count`` highest scores of some rows; of equal ones the first.
+    """Keep the ``counts`` highest scores of some rows; of equal ones the first.
+
+    ``counts`` is one number, or one for each of ``n_counts`` tables of n_q rows, and again from the first.
 
     Between ``low`` and ``high`` lies the lowest score that is kept; where exactly ``count`` are not below a limit, the
     search ends.
@@ -35,6 +38,10 @@ def top_k_kernel(
     block = tl.arange(0, COLUMNS)[None, :]
     inside = (row < n_rows)[:, None] & (block < n_k)
     start = (row // n_q).to(tl.int64) * step_outer + (row % n_q).to(tl.int64) * step
+    if ONE_COUNT:
+        count = tl.zeros([ROWS], tl.int32) + counts
+    else:
+        count = tl.load(counts + (row // n_q) % n_counts, mask=row < n_rows, other=1)
     key = _ordered(tl.load(scores + start[:, None] + block, mask=inside, other=0.0))
     # what is not there is under all others; a row that is not there has nothing to find
     key = tl.where(inside, key, -0x7FFFFFFF)
@@ -67,12 +74,12 @@ def can_choose(scores: Tensor) -> bool:
     return exact and scores.shape[-1] <= LONGEST
 
 
-def top_k(scores: Tensor, count: int) -> Tensor:
+def top_k(scores: Tensor, count: int | Tensor) -> Tensor:
     """Launch the kernel; see `choosing.choose_top_k`.
 
     Args:
         scores: [..., n_k], not empty, on a GPU; see `can_choose`.
-        count: 1 to n_k.
+        count: 1 to n_k; or int32 [H], contiguous, for scores [B, H, n_q, n_k].
     """
     kept = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
     n_q, n_k = scores.shape[-2] if scores.ndim > 1 else 1, scores.shape[-1]
@@ -82,6 +89,16 @@ def top_k(scores: Tensor, count: int) -> Tensor:
     n_rows, cut = len(rows) * n_q, constants(n_k)
     with torch.cuda.device_of(scores):
         top_k_kernel[(-(-n_rows // cut["ROWS"]),)](
-            rows, kept, rows.stride(0), rows.stride(1), n_rows, n_q, n_k, count, **cut
+            rows,
+            kept,
+            count,
+            rows.stride(0),
+            rows.stride(1),
+            n_rows,
+            n_q,
+            n_k,
+            1 if isinstance(count, int) else len(count),
+            ONE_COUNT=isinstance(count, int),
+            **cut,
         )
     return kept
