@@ -220,7 +220,7 @@ def ranked(scores: torch.Tensor, count: int) -> torch.Tensor:
 def test_top_k(device, shape, dtype) -> None:
     scores = scores_of(shape, device, dtype)
     n_k = shape[-1]
-    assert can_choose(scores) == (n_k <= LONGEST)
+    assert can_choose(scores) == (n_k <= LONGEST and dtype != torch.bfloat16)  # GPUs sort bf16 zeros by sign
     for count in {1, 2, n_k // 4, n_k - 1, n_k} & set(range(1, n_k + 1)):
         with guarded_memory():
             made = choose_top_k(scores, count)

@@ -17,14 +17,15 @@ SIZES = [(64, 128), (64, 192), (64, 64), (128, 128), (128, 192), (128, 64), (256
 HOPPER = torch.device("cpu")  # what the rule takes for an sm_90 GPU
 
 
-def compile_attend(head_dim, block_q, dtype=torch.bfloat16, n_proxies=1181):
+def compile_attend(head_dim, block_q, dtype=torch.bfloat16, n_proxies=1181, moved=False):
     cut = tiling(HOPPER, dtype, head_dim, block_q)
     case = random_case(
         length=2 * block_q, n_proxies=n_proxies, block_q=block_q, head_group=[0] * 24, head_dim=head_dim, dtype=dtype
     )
     out, lse = torch.empty_like(case.out), torch.empty_like(case.lse)
     with hopper_driver():
-        return cut, launch_attend(*case.arguments(), 0.125, out, lse, cut, warm_up=True)
+        places = case.q_order if moved else None
+        return cut, launch_attend(*case.arguments(), 0.125, out, lse, cut, out_order=places, warm_up=True)
 
 
 @pytest.mark.parametrize(("head_dim", "block_q"), SIZES)
@@ -32,18 +33,24 @@ def test_bf16_uses_tensor_cores_and_keeps_its_sums_in_registers(head_dim, block_
     cut, kernel = compile_attend(head_dim, block_q)
     made = assemble(kernel)
     assert made.registers * made.warps * 32 <= 65536
-    assert made.spilled <= (256 if (head_dim, block_q) in ((256, 64), (64, 128)) else 0)  # bytes; sums take thousands
+    assert made.spilled <= (256 if head_dim >= 128 else 0)  # bytes; sums take thousands
     assert made.shared <= 232448
     assert made.warps == cut.num_warps
     assert made.count("HGMMA") > 0
-    assert made.count("LDGSTS") > 0  # proxies come by asynchronous copies
+    assert (made.count("LDGSTS") > 0) == (cut.num_stages > 1)  # proxies come by asynchronous copies
 
 
-@pytest.mark.parametrize(("head_dim", "block_q"), [(64, 192), (128, 128)])
+@pytest.mark.parametrize(("head_dim", "block_q"), [(128, 192), (128, 128)])
 def test_bf16_pipelines_keys_and_values(head_dim, block_q) -> None:
     cut, kernel = compile_attend(head_dim, block_q)
     shape = f"{cut.num_stages}x{cut.tile_k}x{head_dim}xbf16"
     assert len(re.findall(rf"ttg.local_alloc.*memdesc<{shape}", str(kernel.asm["ttgir"]))) == 2  # K and V
+
+
+def test_four_programs_with_small_heads_share_a_multiprocessor() -> None:
+    _, kernel = compile_attend(64, 192, n_proxies=86, moved=True)
+    made = assemble(kernel)
+    assert (made.spilled, made.registers <= 128, 4 * made.shared <= 232448) == (0, True, True)
 
 
 @pytest.mark.parametrize(("head_dim", "block_q"), [(64, 128), (128, 128), (256, 64)])

@@ -70,8 +70,7 @@ def constants(n_k: int) -> dict[str, int]:
 
 def can_choose(scores: Tensor) -> bool:
     """Return whether the kernel takes scores of this dtype and length."""
-    exact = scores.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return exact and scores.shape[-1] <= LONGEST
+    return scores.dtype in (torch.float32, torch.float16) and scores.shape[-1] <= LONGEST
 
 
 def top_k(scores: Tensor, count: int | Tensor) -> Tensor:

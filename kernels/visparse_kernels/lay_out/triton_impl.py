@@ -67,6 +67,8 @@ def launch(
     rows: list[Tensor],
     means: list[Tensor | None],
     *,
+    chunk: int = 64,
+    num_warps: int = 2,
     warm_up: bool = False,
 ) -> Any:
     """Launch the kernel.
@@ -78,6 +80,8 @@ def launch(
         parts, pool: as in `visparse_kernels.lay_out.api.lay_out`.
         rows: three tensors [B, H, N, D], contiguous, written.
         means: q_mean, k_mean, pooled_k and pooled_v, contiguous, written, or None.
+        chunk: most rows that a program has on their way at once.
+        num_warps: of a program; with more, sums of parts cross warps (kernels/benchmarks/lay_out.py).
         warm_up: only compile, for the tensors' types; nothing runs, so no GPU is needed.
 
     Returns:
@@ -104,9 +108,11 @@ def launch(
         "BLOCK_K": blocks[1],
         "PARTS": parts,
         "POOL": pool,
+        "CHUNK_Q": min(chunk, blocks[0] & -blocks[0]),
+        "CHUNK_K": min(chunk, blocks[1]),
         "HEAD_DIM": head_dim,
         "PADDED_DIM": 1 << (head_dim - 1).bit_length(),
-        "num_warps": 4,
+        "num_warps": num_warps,
     }
     grid = (max(n_q, n_k) * heads, batch, 3)
     if warm_up:

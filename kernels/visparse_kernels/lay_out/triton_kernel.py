@@ -25,14 +25,14 @@ def _store(to, first, step, means, WANTED: tl.constexpr, HEAD_DIM: tl.constexpr,
 @triton.jit
 def _copy_block(
     source, target, order, places, stride, fine, fine_first, pooled, pooled_first, pooled_step, block,
-    BLOCK: tl.constexpr, PARTS: tl.constexpr, POOL: tl.constexpr, HEAD_DIM: tl.constexpr, PADDED_DIM: tl.constexpr,
+    BLOCK: tl.constexpr, PARTS: tl.constexpr, POOL: tl.constexpr, CHUNK: tl.constexpr, HEAD_DIM: tl.constexpr,
+    PADDED_DIM: tl.constexpr,
 ):  # fmt: skip
     """Copy the rows of a block, and write the means of its PARTS parts and of its POOL parts; 0: none.
 
     All rows of a chunk are on their way before the first of them is written. A part that is longer than a chunk is
     summed up over several.
     """
-    CHUNK: tl.constexpr = min(64, BLOCK & -BLOCK)
     PART: tl.constexpr = BLOCK // max(PARTS, 1)
     POOLED: tl.constexpr = BLOCK // max(POOL, 1)
     EACH: tl.constexpr = min(PART, POOLED, CHUNK)
@@ -113,6 +113,8 @@ def lay_out_kernel(
     BLOCK_K: tl.constexpr,
     PARTS: tl.constexpr,
     POOL: tl.constexpr,
+    CHUNK_Q: tl.constexpr,
+    CHUNK_K: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PADDED_DIM: tl.constexpr,
 ):
@@ -131,7 +133,8 @@ def lay_out_kernel(
         if block < n_q:
             _copy_block(
                 q + batch * stride_qb + head * stride_qh, q_rows + to, q_order, q_places, stride_qs,
-                q_mean, row * n_q + block, q_mean, 0, 0, block, BLOCK_Q, 1 if PARTS else 0, 0, HEAD_DIM, PADDED_DIM,
+                q_mean, row * n_q + block, q_mean, 0, 0, block, BLOCK_Q, 1 if PARTS else 0, 0, CHUNK_Q,
+                HEAD_DIM, PADDED_DIM,
             )  # fmt: skip
     elif block < n_k:
         fine = (row * n_k + block) * PARTS
@@ -139,10 +142,12 @@ def lay_out_kernel(
         if what == 1:
             _copy_block(
                 k + batch * stride_kb + head * stride_kh, k_rows + to, k_order, k_places, stride_ks,
-                k_mean, fine, pooled_k, pooled, HEADS, block, BLOCK_K, PARTS, POOL, HEAD_DIM, PADDED_DIM,
+                k_mean, fine, pooled_k, pooled, HEADS, block, BLOCK_K, PARTS, POOL, CHUNK_K,
+                HEAD_DIM, PADDED_DIM,
             )  # fmt: skip
         else:
             _copy_block(
                 v + batch * stride_vb + head * stride_vh, v_rows + to, k_order, k_places, stride_vs,
-                v_rows, 0, pooled_v, pooled, HEADS, block, BLOCK_K, 0, POOL, HEAD_DIM, PADDED_DIM,
+                v_rows, 0, pooled_v, pooled, HEADS, block, BLOCK_K, 0, POOL, CHUNK_K,
+                HEAD_DIM, PADDED_DIM,
             )  # fmt: skip
