@@ -25,6 +25,8 @@ LAYOUTS = [
     Layout((4, 16, 16)),
     Layout((1, 20, 23), after=7),
     Layout((3, 1, 7), before=70),
+    Layout((1, 37, 37), before=1),
+    Layout((1, 20, 20), before=2, after=5),
 ]
 BLOCKS = [(64, 32), (192, 128), (96, 64), (128, 128)]
 
@@ -44,6 +46,15 @@ def test_every_token_has_one_slot_and_only_last_tiles_have_padding(layout: Layou
         grid, extra = rows[:visual], rows[visual:]
         inside = (grid >= layout.before) & (grid < layout.before + layout.visual)
         assert torch.equal(inside, grid >= 0)
+        few, last = layout.tokens - layout.visual, layout.visual % block
+        if few and last and last + few <= block and layout.visual > 2 * block:
+            assert (visual, count) == (layout.visual // block, layout.visual // block + 1)
+            assert bool(inside.all())
+            assert {*range(layout.before), *range(layout.before + layout.visual, layout.tokens)} <= set(
+                extra[0].tolist()
+            )
+            assert extra[0, : last + few].min() >= 0
+            continue
         assert visual == ceil(layout.visual / block)
         assert bool(inside[:-1].all())
         assert inside[-1].tolist() == sorted(inside[-1].tolist(), reverse=True)

@@ -3,7 +3,8 @@
 Boxes suit patterns by position, whose windows they share edges with. Their sides are powers of two, so on many grids
 they hang over the ends (25 % more blocks at 21 x 45 x 80 and 21 x 30 x 52) or are long and thin. Runs of a serpentine
 curve are compact on every grid and have no padding, which suits tiles that are chosen by content: the nearer the tokens
-of a tile are, the better one score and one proxy speak for all of them.
+of a tile are, the better one score and one proxy speak for all of them. What is left at the end of the curve shares a
+block with the extra tokens, where there are few.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def kept_tiles(share: float, tiles: int) -> int:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tiles:
-    """The tiles of a layout. Extra tokens are cut into runs, which come after the tiles of the grid.
+    """The tiles of a layout. Blocks of extra tokens come after them: what lies in these sees all and is seen by all.
 
     Attributes:
         layout: grid and extra tokens.
@@ -195,8 +196,10 @@ def tiles_for(layout: Layout, block_q: int, block_k: int, device: torch.device, 
     extra = [(0, first), (end, layout.tokens)]
     extra_q, extra_k = ([runs_of(a, b, block, device) for a, b in extra] for block in (block_q, block_k))
     q_box = k_box = boxes = None
+    more_q, more_k = ([side.tokens for side in sides] for sides in (extra_q, extra_k))
     if serpentine:
         q, k = _along_curve(layout, block_q, block_k, device)
+        (q, more_q), (k, more_k) = _with_last(layout, q, more_q), _with_last(layout, k, more_k)
     else:
         q_side = tiles_of(grid, first, _shape(grid, block_q, "block_q"), device)
         k_side = tiles_of(grid, first, _shape(grid, block_k, "block_k"), device)
@@ -211,8 +214,8 @@ def tiles_for(layout: Layout, block_q: int, block_k: int, device: torch.device, 
         k_box=k_box,
         visual_q=len(q),
         visual_k=len(k),
-        q_order=_order(q, extra_q),
-        k_order=_order(k, extra_k),
+        q_order=_order([q, *more_q]),
+        k_order=_order([k, *more_k]),
         boxes=boxes,
     )
 
@@ -292,8 +295,29 @@ def _hanging(grid: Grid, block: int) -> list[Tile]:
     return [box for box in product(sides, sides, sides) if prod(box) == block]
 
 
-def _order(tiles: Tensor, extra: list[Side]) -> Tensor:
-    return torch.cat([tiles, *(side.tokens for side in extra)]).flatten().to(torch.int32)
+def _with_last(layout: Layout, tiles: Tensor, extra: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Put the tokens of the last tile of a curve, where it is not full, into the block of extra tokens, if all fit in.
+
+    A block of extra tokens is visited by every block, however few it holds, as one class token.
+
+    Args:
+        layout: grid and extra tokens.
+        tiles: tokens [n, block], -1 padding, which lies in the last one.
+        extra: blocks of extra tokens, [m, block] each.
+
+    Returns:
+        The tiles, of which two at least are left to choose from, and the blocks of extra tokens.
+    """
+    last, extra_tokens = layout.visual % tiles.shape[1], layout.tokens - layout.visual
+    if not last or not extra_tokens or len(tiles) < 3 or last + extra_tokens > tiles.shape[1]:
+        return tiles, extra
+    counts = (layout.before, layout.after)
+    tokens = [tiles[-1, :last], *(block.flatten()[:count] for block, count in zip(extra, counts, strict=True))]
+    return tiles[:-1], [pad_tokens(torch.cat(tokens), tiles.shape[1])[None]]
+
+
+def _order(blocks: list[Tensor]) -> Tensor:
+    return torch.cat(blocks).flatten().to(torch.int32)
 
 
 def _starts(sides: list[Side]) -> Tensor:
