@@ -202,7 +202,8 @@ def _scores(
 ) -> Tensor:
     """Scores of the tiles of the grid for some heads, fp32 [B, n, visual_q, visual_k]."""
     if not selector.reused and laid is not None and laid.parts:
-        return scores_of_laid(laid, tiles, selector.parts, heads)[..., : tiles.visual_q, : tiles.visual_k]
+        scores = scores_of_laid(laid, tiles, selector.parts)[..., : tiles.visual_q, : tiles.visual_k]
+        return scores if len(heads) == scores.shape[1] else torch.stack([scores[:, head] for head in heads], 1)
     part = call.heads(heads)
     if not selector.reused:
         return pooled_tiles(part, tiles, selector)[..., : tiles.visual_q, : tiles.visual_k]

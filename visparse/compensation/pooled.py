@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-import torch
 from torch import Tensor
 
 from visparse.compensation.call import Call
@@ -41,29 +40,26 @@ def pooled_tiles(call: Call, tiles: Tiles, selector: Selector) -> Tensor:
     )
 
 
-def scores_of_laid(laid: Laid, tiles: Tiles, parts: int, heads: list[int]) -> Tensor:
+def scores_of_laid(laid: Laid, tiles: Tiles, parts: int) -> Tensor:
     """Score all tiles from means that were made when tensors were laid out; the same as `pooled_tiles` gives.
 
     Args:
         laid: without a bias, with means.
         tiles: in whose order it is laid.
         parts: of a tile of keys, at most as many as have means.
-        heads: which.
 
     Returns:
-        fp32 [B, n, n_q, n_k].
+        fp32 [B, H, n_q, n_k].
     """
     queries, keys = laid.rows.q_mean, laid.rows.k_mean
     if queries is None or keys is None:
         raise ValueError("laid: wanted means of tiles, got none; ask `LaidOut.lay` for parts")
-    if len(heads) < queries.shape[1]:
-        queries, keys = (torch.stack([x[:, head] for head in heads], 1) for x in (queries, keys))
     if parts < laid.parts:
         fine = sizes_of(tiles, laid.parts)[:, None]
         keys = (keys * fine).unflatten(2, (-1, laid.parts // parts)).sum(3)
         keys = keys / sizes_of(tiles, parts).clamp(min=1)[:, None]
     scale = queries.shape[-1] ** -0.5 if laid.call.scale is None else laid.call.scale
-    return scores_of_means(queries, keys, sizes_of(tiles, parts).log()[None, None], scale, parts)
+    return scores_of_means(queries, keys, _log_sizes(tiles, parts), scale, parts)
 
 
 @lru_cache(maxsize=16)
@@ -75,6 +71,11 @@ def sizes_of(tiles: Tiles, parts: int) -> Tensor:
         parts: of a tile of keys.
     """
     return (tiles.k_order.view(tiles.n_k * parts, -1) >= 0).sum(1).float()
+
+
+@lru_cache(maxsize=16)
+def _log_sizes(tiles: Tiles, parts: int) -> Tensor:
+    return sizes_of(tiles, parts).log()[None, None]
 
 
 @lru_cache(maxsize=16)
