@@ -27,7 +27,7 @@ from visparse_kernels.bits import identity_order
 from visparse_kernels.boxes import Boxes
 from visparse_kernels.proxies.hidden import hidden_proxies
 
-SHAPES = {"saliency ViT, batch of 8": (96, 30, 44), "Wan2.1-14B at 720p": (40, 591, 591), "long": (40, 930, 930)}
+SHAPES = {"saliency ViT, batch of 16": (96, 30, 44), "Wan2.1-14B at 720p": (40, 591, 591), "long": (40, 930, 930)}
 SHARE, PARTS, REPEATS = 0.25, 4, 100
 WHERE = [
     import_module(f"visparse_kernels.{name}")

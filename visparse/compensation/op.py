@@ -2,7 +2,7 @@
 
 What a call does depends on the step, on what was measured before and on the plan; in compiled code all of it happens
 inside this operator, so dense, measured and sparse steps share one graph. CUDA graphs would replay a single kind of
-step: do not use them with it.
+step: do not use them with it, but for models without steps.
 """
 
 from __future__ import annotations
