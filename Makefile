@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OLDEST_TRITON := 3.6.0
-COMPILED := tests/kernels/test_attend_compile.py tests/kernels/test_attend_gluon_compile.py tests/kernels/test_proxies_compile.py tests/kernels/test_block_scores_compile.py
+COMPILED := tests/kernels/test_attend_compile.py tests/kernels/test_attend_gluon_compile.py tests/kernels/test_proxies_compile.py tests/kernels/test_block_scores_compile.py tests/kernels/test_lay_out_compile.py tests/kernels/test_list_kernels_compile.py
 
 .PHONY: help demo test lint bench clean
 

@@ -95,14 +95,14 @@ def pool(
     """Return keys, values and weights of the proxies, those of neighbourhoods of tiles last.
 
     Args:
-    call: of attention.
-    table: of the layout's proxies.
-    kind: of the proxies.
-    means: keys and values of the proxies of tiles in the order of ``table.members``, where they are known already
-        and there is no bias; more may follow behind the last one.
+        call: of attention.
+        table: of the layout's proxies.
+        kind: of the proxies.
+        means: keys and values of the proxies of tiles in the order of ``table.members``, where they are known already
+            and there is no bias; more may follow behind the last one.
 
     Returns:
-    What `visparse_kernels.pool_tokens` gives.
+        What `visparse_kernels.pool_tokens` gives.
     """
     if means is not None:
         k, v = (x[:, : len(table.counts)] for x in means)
