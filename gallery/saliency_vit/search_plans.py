@@ -109,6 +109,7 @@ class Searched:
             costs.dense,
             {family: Line(*parts) for family, parts in work.facts.get("probe", {}).items()},
             asked.per_tile,
+            asked.blocks,
         )
         output = {"features": self._features, "maps": self._maps}[judged]
         own = asked.work and asked.work.with_suffix(f".{judged}{asked.work.suffix}")

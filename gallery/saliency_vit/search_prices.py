@@ -57,6 +57,7 @@ class Prices:
         dense: milliseconds of dense attention for one head.
         lines: family -> what a probe of this machine says of the rates; none: the rates alone count.
         per_tile: proxies of each tile, where there are any.
+        blocks: tokens of a tile of queries and of keys; None: the usual ones.
         known: costs that were looked up.
     """
 
@@ -68,6 +69,7 @@ class Prices:
     dense: float
     lines: Mapping[str, Line] = field(default_factory=dict)
     per_tile: int = 1
+    blocks: tuple[int, int] | None = None
     known: dict[Pattern, float] = field(default_factory=dict)
 
     def of(self, pattern: Pattern, family: str) -> float:
@@ -81,6 +83,7 @@ class Prices:
                 self.device,
                 counted_on=self.counted_on,
                 per_tile=self.per_tile,
+                blocks=self.blocks,
             )
             line = self.lines.get(family, Line(0.0, 1.0))
             self.known[pattern] = (line.call / self.heads + line.factor * found.milliseconds[0]) / self.dense
@@ -97,17 +100,17 @@ class Prices:
         return (near[max(fitting)[1]], max(fitting)[0]) if fitting else None
 
 
-def single_plan(kind: str, pattern: Pattern, per_tile: int = 1) -> SparsePlan:
+def single_plan(kind: str, pattern: Pattern, per_tile: int = 1, blocks: tuple[int, int] | None = None) -> SparsePlan:
     """The plan in which every head of every layer has one pattern; `UNIFORM` and `FINER` with proxies for other tiles.
 
     Args:
         kind: of `rungs_of`.
         pattern: one of its sizes.
-        per_tile: proxies of each tile, for these two.
+        per_tile, blocks: proxies of each tile, and its queries and keys, for these two.
     """
     return SparsePlan(
         name=kind,
         patterns={"all": pattern.to_dict()},  # type: ignore[dict-item]
         default="all",
-        proxies=Proxies(per_tile=per_tile) if kind in (UNIFORM, FINER) else None,
+        proxies=Proxies(per_tile=per_tile, blocks=blocks) if kind in (UNIFORM, FINER) else None,
     )

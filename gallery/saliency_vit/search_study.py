@@ -53,9 +53,17 @@ def study(args: argparse.Namespace, side: int, rows: list[dict[str, Any]]) -> No
     size = max(1, min(args.held_out, _TOKENS // (side // 14) ** 2)) if device.type == "cuda" else 1
     known, unseen = (_batches(part, size) for part in (pictures[: args.calibrate], pictures[args.calibrate :]))
     held = Held(model, unseen)
+    blocks = None if args.blocks is None else (args.blocks[0], args.blocks[1])
     settings = {"rates": args.rates, "rows": args.rows, "probe": args.rates is None, "per_tile": args.per_tile}
+    settings["blocks"] = blocks
     if args.work:
-        own = "".join([f"_{args.batch}" if args.batch else "", "_graph" if args.graph else ""])
+        own = "".join(
+            [
+                "" if blocks is None else "_{}x{}".format(*blocks),
+                f"_{args.batch}" if args.batch else "",
+                "_graph" if args.graph else "",
+            ]
+        )
         settings["work"] = args.work / f"search_{side}_{args.per_tile}{own}.jsonl"
     looked, batch = None, unseen[0]
     if args.batch:
@@ -116,7 +124,7 @@ def study(args: argparse.Namespace, side: int, rows: list[dict[str, Any]]) -> No
                 continue
             pattern, cost = found
             more = {"predicted_share": round(cost, 4), "pattern": pattern.to_dict()}
-            plan = single_plan(kind, pattern, args.per_tile)
+            plan = single_plan(kind, pattern, args.per_tile, blocks)
             few = held.quality(plan, args.screen) if args.screen else {}
             if few and few["feature_error"] > _FAR * _least(rows, side, share, few["photographs"]):
                 keep({**facts, "share": share, "plan": kind, **more, **few})
@@ -206,6 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--judge", choices=JUDGES, default="maps", help="what allocations are judged by (maps)")
     parser.add_argument("--climb", type=int, default=0, help="further allocations that are tried (0)")
     parser.add_argument("--per-tile", type=int, default=2, help="proxies of each tile, wherever there are any (2)")
+    parser.add_argument("--blocks", type=int, nargs=2, metavar=("Q", "K"), help="queries and keys of a tile (192 128)")
     parser.add_argument("--kinds", nargs="+", help="single patterns (all)")
     parser.add_argument("--screen", type=int, default=0, help="batches that judge single patterns first (0: all do)")
     parser.add_argument("--no-search", action="store_true", help="single patterns alone")
@@ -246,8 +255,8 @@ def _earlier(args: argparse.Namespace) -> list[dict[str, Any]]:
         return []
     record = Record.read(args.out)
     asked = _details(args)
-    made = {"graph": False, **record.settings}  # records of earlier versions do not say
-    names = ("weights", "calibrated_on", "judged_on", "rows", "weigh", "judge", "climb", "rates", "per_tile")
+    made = {"graph": False, "blocks": None, **record.settings}  # records of earlier versions do not say
+    names = ("weights", "calibrated_on", "judged_on", "rows", "weigh", "judge", "climb", "rates", "per_tile", "blocks")
     for name in (*names, "timed_batch", "graph"):
         if made.get(name) != asked[name]:
             raise ValueError(
@@ -262,7 +271,7 @@ def _record(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> Reco
 
 def _details(args: argparse.Namespace) -> dict[str, Any]:
     names = [photo.name for photo in find_photos(args.photos, args.calibrate + args.held_out)]
-    kept = ("shares", "rows", "weigh", "judge", "climb", "rates", "kinds", "per_tile", "screen", "graph")
+    kept = ("shares", "rows", "weigh", "judge", "climb", "rates", "kinds", "per_tile", "blocks", "screen", "graph")
     return {
         "weights": {"package": PACKAGE, "sha256": SHA256, "half_precision": args.weights is not None},
         "calibrated_on": names[: args.calibrate],

@@ -17,6 +17,24 @@ SHAPES = {
     "orders": {"q_len": 150, "k_len": 170, "block_q": 32, "block_k": 64, "head_group": [0, 1, 0, -1], "shuffled": True},
     "block 96": {"q_len": 200, "k_len": 300, "block_q": 96, "block_k": 96, "head_group": [0, 1], "shuffled": True},
     "all full": {"q_len": 100, "k_len": 100, "block_q": 32, "block_k": 32, "head_group": [0], "partial": 0.0},
+    "all full, shuffled": {
+        "q_len": 190,
+        "k_len": 150,
+        "block_q": 48,
+        "block_k": 32,
+        "head_group": [2, 0, -1, 1],
+        "partial": 0.0,
+        "shuffled": True,
+    },
+    "nearly nothing": {
+        "q_len": 200,
+        "k_len": 190,
+        "block_q": 32,
+        "block_k": 32,
+        "head_group": [1, 0],
+        "keep": 0.1,
+        "partial": 0.0,
+    },
     "all masked": {"q_len": 100, "k_len": 100, "block_q": 32, "block_k": 32, "head_group": [0, 1], "partial": 1.0},
 }
 

@@ -13,6 +13,7 @@ from visparse.compensation.tiles import Tiles, tiles_for, tiles_of_plan
 from visparse.head_search.build import build_plan
 from visparse.head_search.candidates import make_candidates
 from visparse.head_search.costs import make_costs
+from visparse.head_search.score import Scorer
 from visparse.layout import Grid, Layout, coordinates
 from visparse.patterns import Dense, Neighborhood, Pattern, Skip, TemporalHead, TopK, TopP
 from visparse.plan import SparsePlan
@@ -236,3 +237,33 @@ def test_a_searched_plan_keeps_the_tiles_it_was_scored_on() -> None:
         costs = make_costs(found.kept, layout, 64, "cpu")
         tiles = tiles_of_plan(plan, layout, 64, CPU)
         assert costs.block_density[found.kept.index(near)] == tiles.block_density(near.pattern)[0]
+
+
+@pytest.mark.parametrize("tiles", ["boxes", "serpentine"])
+def test_a_plan_may_say_how_large_its_tiles_are(tiles: str) -> None:
+    plan = plan_of(NEAR, proxies={"tiles": tiles, "blocks": [96, 32]})
+    made = tiles_of_plan(plan, LAYOUTS[1], 64, CPU)
+    assert (made.block_q, made.block_k) == (96, 32)
+    assert SparsePlan.from_dict(plan.to_dict()).proxies == plan.proxies
+    override = tiles_of_plan(plan, LAYOUTS[1], 64, CPU, block_q=64)
+    assert (override.block_q, override.block_k) == (64, 32)
+
+
+@pytest.mark.parametrize("blocks", [96, [96], [0, 32], [80, 32], [96, 48], [1024, 32], [96, 32.0], [24, 32]])
+def test_sizes_of_tiles_that_no_kernel_takes(blocks: object) -> None:
+    with pytest.raises(
+        ValueError, match=r"proxies: blocks: wanted \(queries, keys\) of a tile, .*suits short sequences"
+    ):
+        plan_of(NEAR, proxies={"blocks": blocks})
+    with pytest.raises(ValueError, match=r"proxies: per_tile: wanted at most the 32 keys of a tile|per_tile: wanted"):
+        plan_of(NEAR, proxies={"blocks": [64, 32], "per_tile": 64})
+
+
+def test_a_search_may_say_how_large_tiles_are() -> None:
+    layout = Layout((1, 20, 20))
+    candidates = make_candidates(layout, ["pooled"], names=["pooled4", "near4"], blocks=(64, 32))
+    assert candidates.proxies.blocks == (64, 32)
+    small, usual = (make_costs(candidates.kept, layout, 64, "cpu", blocks=blocks) for blocks in ((64, 32), None))
+    assert small.block_density != usual.block_density
+    scorer = Scorer(candidates, count=None, every=4, seed=0, head_dim=64)
+    assert scorer._of(layout, CPU).rows.tiles.block_k == 32

@@ -9,7 +9,7 @@ import sys
 from typing import Any
 
 from visparse.bench.cases import CASES, DEFAULT, PATTERNS, QUICK, find_case
-from visparse.cli.options import positive
+from visparse.cli.options import blocks, positive
 
 _SECONDS = {"cuda": 480, "cpu": 120}
 _STEP = "visparse.bench.step_command"
@@ -135,14 +135,6 @@ def find_device(name: str | None) -> str:
     if name == "cuda" and not there:
         raise ValueError("device: wanted cuda, but PyTorch sees no CUDA device; use --device cpu")
     return name or ("cuda" if there else "cpu")
-
-
-def blocks(text: str) -> tuple[int, int]:
-    """Block sizes such as 128x64."""
-    sizes = text.split("x")
-    if len(sizes) != 2 or not all(size.isdigit() and int(size) for size in sizes):
-        raise argparse.ArgumentTypeError(f"wanted QUERIESxKEYS such as 128x64, got {text!r}")
-    return int(sizes[0]), int(sizes[1])
 
 
 def _add_many(parser: argparse.ArgumentParser, option: str, text: str) -> None:

@@ -88,3 +88,11 @@ def overrides_of(plan: str, assignments: Sequence[tuple[str | None, str, Any]]) 
     shared = {key: value for name, key, value in assignments if name is None}
     own = {key: value for name, key, value in assignments if name == plan}
     return {**shared, **own}
+
+
+def blocks(text: str) -> tuple[int, int]:
+    """Block sizes such as 128x64."""
+    sizes = text.split("x")
+    if len(sizes) != 2 or not all(size.isdigit() and int(size) for size in sizes):
+        raise argparse.ArgumentTypeError(f"wanted QUERIESxKEYS such as 128x64, got {text!r}")
+    return int(sizes[0]), int(sizes[1])

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from visparse.cli.options import positive
+from visparse.cli.options import blocks, positive
 from visparse.cli.patterns import triple
 
 
@@ -61,6 +61,9 @@ def add_parser(commands: Any) -> None:
         "--ranges", action="store_true", help="each stretch of steps between two refreshes is allocated on its own"
     )
     how.add_argument("--per-tile", type=positive, default=1, metavar="N", help="proxies of each tile (default 1)")
+    how.add_argument(
+        "--blocks", type=blocks, metavar="QxK", help="queries and keys of a tile, such as 96x32 (default: Hopper's)"
+    )
     how.add_argument(
         "--rule", choices=("budget", "sparse-vdit"), default="budget", help="sparse-vdit: as published, without a goal"
     )
@@ -118,7 +121,7 @@ def main(arguments: argparse.Namespace) -> int:
         probe=not arguments.no_probe,
         **{
             name: getattr(arguments, name)
-            for name in (*direct, *refining, "refresh", "per_tile", "judge", "rows", "seed", "rates", "share")
+            for name in (*direct, *refining, "refresh", "per_tile", "blocks", "judge", "rows", "seed", "rates", "share")
         },
     )
     processes()  # before the model is loaded: each process takes its own device

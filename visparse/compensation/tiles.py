@@ -236,14 +236,14 @@ def tiles_of_plan(
         layout: grid and extra tokens.
         head_dim: size of a head.
         device: where the tables live.
-        block_q, block_k: tokens of a tile; None: those of `tile_blocks`.
+        block_q, block_k: tokens of a tile; None: those of `Proxies.blocks`, else of `tile_blocks`.
 
     Raises:
         ValueError: as `tiles_for`.
     """
     wanted = "auto" if plan.proxies is None else plan.proxies.tiles
     serpentine = bool(plan.selectors) if wanted == "auto" else wanted == "serpentine"
-    usual = tile_blocks(head_dim)
+    usual = (None if plan.proxies is None else plan.proxies.blocks) or tile_blocks(head_dim)
     return tiles_for(layout, block_q or usual[0], block_k or usual[1], device, serpentine=serpentine)
 
 

@@ -62,7 +62,8 @@ def search(
             reused, for models without steps; ``"best"``: plain, and foveal where there are dense steps, else pooled),
             `rule` (``"sparse-vdit"``: as published, with `limit` as its epsilon), `dense_steps` (number or share),
             `refresh` (when what is reused is measured again), `ranges` (True: the stretches of steps between two
-            measurements are allocated each on its own), `per_tile` (proxies of each tile).
+            measurements are allocated each on its own), `per_tile` (proxies of each tile),
+            `blocks` ((queries, keys) of a tile; None: those that a Hopper GPU likes).
             How it is scored: `grid` ((frames, height, width) in tokens that the call should have; height, width and
             num_frames follow from it, and another grid than this one is an error), `judge` (steps that are scored),
             `rows` (sampled tiles of queries; None: all), `every` (every so many of their queries), `seed`.

@@ -76,6 +76,7 @@ def make_candidates(
     patterns: Mapping[str, Pattern] | None = None,
     refresh: float | int | None = None,
     per_tile: int = 1,
+    blocks: tuple[int, int] | None = None,
 ) -> Candidates:
     """The candidates that fit a grid.
 
@@ -86,6 +87,7 @@ def make_candidates(
         patterns: more of them, by name; a name of the library is replaced.
         refresh: when choices by content are made again, see `visparse.compensation.refresh`.
         per_tile: proxies of each tile.
+        blocks: tokens of a tile of queries and of keys, as `Proxies` has them.
 
     Returns:
         The candidates, and why others were left out.
@@ -122,7 +124,7 @@ def make_candidates(
             else:
                 left_out[name] = reason
     # said, not left to the plan: what a plan keeps may have no selector, and its costs and errors are of these tiles
-    proxies = Proxies(per_tile=per_tile, tiles="serpentine" if has_selector(kept) else "boxes")
+    proxies = Proxies(per_tile=per_tile, tiles="serpentine" if has_selector(kept) else "boxes", blocks=blocks)
     return Candidates(kept=tuple(kept), left_out=left_out, proxies=proxies)
 
 

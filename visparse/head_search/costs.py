@@ -45,6 +45,7 @@ def make_costs(
     *,
     counted_on: torch.device | None = None,
     per_tile: int = 1,
+    blocks: tuple[int, int] | None = None,
 ) -> Costs:
     """Look the candidates' costs up.
 
@@ -58,6 +59,7 @@ def make_costs(
         device: ``"cpu"``, a measured GPU such as ``"h200"``, or a device of this machine such as ``"cuda"``.
         counted_on: where blocks are counted; None: on the CPU.
         per_tile: proxies of each tile.
+        blocks: tokens of a tile of queries and of keys, as `Proxies` has them.
 
     Raises:
         ValueError: nothing was measured on that device; the text names those that were.
@@ -65,7 +67,7 @@ def make_costs(
     rate, kind, doubt = _rate(device, head_dim)
     dense = rate.dense_milliseconds(layout.tokens, 1, 1)
     where = counted_on or torch.device("cpu")
-    tiles = tiles_for(layout, *tile_blocks(head_dim), where, serpentine=has_selector(candidates))
+    tiles = tiles_for(layout, *(blocks or tile_blocks(head_dim)), where, serpentine=has_selector(candidates))
     counts: list[tuple[float, float, float]] = []
     density: list[float] = []
     for one in candidates:

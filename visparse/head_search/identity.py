@@ -43,6 +43,7 @@ def identity_of(searcher: Searcher, model: nn.Module) -> dict[str, Any]:
         "steps": searcher.total,
         "patterns": {name: one.to_dict() for name, one in sorted(settings.patterns.items())},
         **{name: getattr(settings, name) for name in _SETTINGS},
+        **({} if settings.blocks is None else {"blocks": list(settings.blocks)}),
         **({} if searcher.timed is None else {"timed": [_shapes(arguments) for arguments in searcher.timed]}),
         **({} if searcher.timer is None else {"timer": True}),
     }

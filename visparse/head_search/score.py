@@ -155,7 +155,8 @@ class Scorer:
         key = (layout, device)
         if key not in self._fixed:
             serpentine = has_selector(self.candidates.kept)
-            tiles = tiles_for(layout, *tile_blocks(self.head_dim), device, serpentine=serpentine)
+            blocks = self.candidates.proxies.blocks or tile_blocks(self.head_dim)
+            tiles = tiles_for(layout, *blocks, device, serpentine=serpentine)
             fixed = Fixed(rows=sample_rows(tiles, *self._sample), table=proxy_table(tiles, self.candidates.proxies))
             for place, pattern in self._exact:
                 if not isinstance(pattern, (Dense, Skip)):

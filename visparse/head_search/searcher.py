@@ -139,6 +139,7 @@ class Searcher:
             patterns=settings.patterns,
             refresh=settings.refresh,
             per_tile=settings.per_tile,
+            blocks=settings.blocks,
         )
         ready = Ready(
             layout=layout,
@@ -152,6 +153,7 @@ class Searcher:
                 settings.rates or own,
                 counted_on=self.device,
                 per_tile=settings.per_tile,
+                blocks=settings.blocks,
             ),
             schedules=schedules,
             targets=targets,

@@ -42,6 +42,7 @@ class SearchSettings:
     refresh: float | int | None = 0.6
     ranges: bool = False
     per_tile: int = 1
+    blocks: tuple[int, int] | None = None
     judge: int = 4
     rows: int | None = 12
     every: int = 4
@@ -97,7 +98,7 @@ class SearchSettings:
                 f"dense_steps: wanted an int of at least 0 or a share in (0, 1) of the run, got {self.dense_steps!r}; "
                 "0.25 is usual"
             )
-        Proxies(per_tile=self.per_tile)  # its own check
+        Proxies(per_tile=self.per_tile, blocks=self.blocks)  # its own check
         if self.dense_steps == 0 and self.family == "foveal":
             raise ValueError(
                 "dense_steps: wanted at least 1 with family='foveal', got 0: what it reuses is measured at the last "

@@ -114,6 +114,9 @@ def _parts(lists: BlockLists, group: int, limit: int) -> Iterator[_Part]:
     """Sort the query blocks of a group into parts that gather at most ``limit`` keys, or are one block."""
     q_order = order_of(lists.q_order, group).long().view(lists.n_q, lists.block_q)
     k_order = order_of(lists.k_order, group).long().view(lists.n_k, lists.block_k)
+    if len(lists.partial_indices) == 0:
+        yield from _full_parts(lists, group, q_order, k_order, limit)
+        return
     k_real = k_order >= 0
     real_bits = pack_bits(k_real).view(torch.int16)
     # under a mask a padding slot repeats a token of its own block, so nothing else can leak in
@@ -141,6 +144,37 @@ def _parts(lists: BlockLists, group: int, limit: int) -> Iterator[_Part]:
             tokens, seen, slots, columns, tile = map(torch.stack, zip(*items[first : first + step], strict=True))
             words = tiles[tile[:, None], slots[:, :, None]] & real_bits[columns][:, None]
             yield _Part(tokens, seen, words.flatten(2))
+
+
+def _full_parts(lists: BlockLists, group: int, q_order: Tensor, k_order: Tensor, limit: int) -> Iterator[_Part]:
+    """`_parts` of lists without masks, as choices by content are: all query blocks of a size at once.
+
+    Args:
+        lists: without masked blocks.
+        group: whose blocks.
+        q_order: int64 [n_q, block_q], its query tokens.
+        k_order: int64 [n_k, block_k], its key tokens.
+        limit: keys of a part.
+    """
+    offsets = lists.full_offsets[group * lists.n_q : (group + 1) * lists.n_q + 1].long()
+    blocks = lists.full_indices[int(offsets[0]) : int(offsets[-1])]
+    offsets = offsets - offsets[0]
+    keys_until = torch.nn.functional.pad((k_order >= 0).sum(1)[blocks].cumsum(0), (1, 0))
+    sizes = torch.stack([(q_order >= 0).sum(1), offsets.diff(), keys_until[offsets].diff()], 1)
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for row, size in enumerate(sizes.tolist()):
+        alike.setdefault(tuple(size), []).append(row)
+    for (n_queries, count, n_keys), rows in alike.items():
+        step = max(1, limit // max(n_keys, 1))
+        for first in range(0, len(rows) if n_queries and n_keys else 0, step):
+            some = torch.tensor(rows[first : first + step])
+            tokens, visited = q_order[some], offsets[some][:, None] + torch.arange(count)
+            seen = k_order[blocks[visited]].flatten(1)
+            tokens, seen = (
+                x if x.shape[1] == width else x[x >= 0].view(len(some), width)
+                for x, width in ((tokens, n_queries), (seen, n_keys))
+            )
+            yield _Part(tokens, seen, torch.zeros(len(some), n_queries, 0, dtype=torch.int16))
 
 
 def _gather(x: Tensor, tokens: Tensor) -> Tensor:
