@@ -102,7 +102,7 @@ def main() -> None:
     result = {
         "schema": 1,
         "kind": "kernels",
-        "device": torch.cuda.get_device_name(),
+        "device": {"name": torch.cuda.get_device_name()},
         "versions": {"torch": torch.__version__, "triton": triton.__version__},
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "commit": None,

@@ -1,10 +1,28 @@
 """Whether an operator may be called as the plain function that it is."""
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_T = TypeVar("_T")
+
+
+def call(plain: Callable[..., _T], operator: Callable[..., _T], *arguments: Any) -> _T:
+    """Call an operator, as the plain function that it was made of where nothing watches.
+
+    Args:
+        plain: the function.
+        operator: what `torch.library.custom_op` made of it.
+        arguments: of either.
+    """
+    if is_eager(*(x for x in arguments if isinstance(x, Tensor))):
+        with torch.no_grad():
+            return plain(*arguments)
+    return operator(*arguments)
 
 
 def is_eager(*tensors: Tensor | None) -> bool:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from visparse.router import Router
 
 _KEPT_LAYOUTS = 8
+_KEPT = ("states", "_resolved", "_static", "_fixed", "_densities")  # by layout, or of a run
 
 
 class Compensation:
@@ -122,21 +123,13 @@ class Compensation:
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles begin without anything that was measured."""
         watch = None if self.watch is None else Watch(self.watch.rule)
-        empty: dict[str, object] = {
-            "states": {},
-            "_static": {},
-            "_fixed": {},
-            "_densities": {},
-            "example": None,
-            "watch": watch,
-        }
-        return {**self.__dict__, **empty}
+        return {**self.__dict__, **{name: {} for name in _KEPT}, "example": None, "watch": watch}
 
     def clear(self) -> None:
         """Forget everything that is kept."""
         self.example = None
-        for kept in (self.states, self._resolved, self._static, self._fixed, self._densities, self._checked):
-            kept.clear()
+        for name in (*_KEPT, "_checked"):
+            getattr(self, name).clear()
         if self.residuals is not None:
             self.residuals.clear()
 
@@ -396,18 +389,11 @@ class Compensation:
     def _log_rho(self, log_rho: Tensor, layout: Layout, device: torch.device) -> Tensor:
         if self.router.plan.statistics is not None and self.router.plan.statistics.storage == "block":
             tiles = self._tiles(layout, device)
-            log_rho = block_means(log_rho, self._block_of(layout, device), tiles.n_q)
+            log_rho = block_means(log_rho, tiles.block_of(), tiles.n_q)
         return log_rho.to(torch.float16)
 
     def _scaled(self, out: Tensor, state: BranchState, layout: Layout, added: float) -> Tensor:
         if state.log_rho is None or self.router.plan.statistics is None:
             return out
         by_block = self.router.plan.statistics.storage == "block"
-        return apply_rho(out, state.log_rho, added, self._block_of(layout, out.device) if by_block else None)
-
-    def _block_of(self, layout: Layout, device: torch.device) -> Tensor:
-        """Block of queries that each token lies in, int64 [N]."""
-        tiles = self._tiles(layout, device)
-        block = torch.arange(tiles.n_q, device=device).repeat_interleave(tiles.block_q)
-        spare = torch.where(tiles.q_order < 0, layout.tokens, tiles.q_order).long()
-        return torch.zeros(layout.tokens + 1, dtype=torch.int64, device=device).scatter_(0, spare, block)[:-1]
+        return apply_rho(out, state.log_rho, added, self._tiles(layout, out.device).block_of() if by_block else None)

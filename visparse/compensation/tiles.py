@@ -120,6 +120,14 @@ class Tiles:
         wide = torch.tensor([-(-count // 2) for count in counts])
         return ((at[:, 0] * wide[1] + at[:, 1]) * wide[2] + at[:, 2]).to(self.k_order.device)
 
+    def block_of(self) -> Tensor:
+        """Say in which block of queries each token lies, int64 [N]."""
+        block = torch.arange(self.n_q, device=self.q_order.device).repeat_interleave(self.block_q)
+        spare = torch.where(self.q_order < 0, self.layout.tokens, self.q_order).long()
+        return torch.zeros(self.layout.tokens + 1, dtype=torch.int64, device=block.device).scatter_(0, spare, block)[
+            :-1
+        ]
+
     def widen(self, pattern: Pattern) -> Tensor:
         """Return the tiles of which a pattern keeps something, bool [visual_q, visual_k].
 

@@ -10,7 +10,7 @@ from visparse_kernels.block_scores import cpu_impl, reference, triton_impl
 from visparse_kernels.block_scores.checks import check_arguments, check_parts
 from visparse_kernels.block_scores.pooled import pooled_scores
 from visparse_kernels.block_scores.slots import sampled_rows
-from visparse_kernels.eager import is_eager
+from visparse_kernels.eager import call
 
 # in the order in which "auto" tries them
 _CANDIDATES: dict[str, ModuleType] = {"triton": triton_impl, "cpu": cpu_impl, "reference": reference}
@@ -83,11 +83,8 @@ def block_scores(
     q_rows, k_rows = sampled_rows(q_order, block_q, sample), k_order.view(-1, block_k)
     if kind == "pooled" or lse is None:
         return pooled_scores(q, k, q_rows, k_rows, key_bias, scale, parts)
-    arguments = (q, k, lse, q_rows, k_rows, key_bias, scale, kind == "mass_variance", impl)
-    if is_eager(q, k, lse, key_bias):
-        with torch.no_grad():
-            return _run(*arguments)
-    return block_scores_op(*arguments)
+    variance = kind == "mass_variance"
+    return call(_run, block_scores_op, q, k, lse, q_rows, k_rows, key_bias, scale, variance, impl)
 
 
 def _run(
@@ -101,6 +98,7 @@ def _run(
     variance: bool,
     impl: str,
 ) -> Tensor:
+    """`block_scores` by softmax statistics, as PyTorch's dispatcher and compiler see it."""
     case = (q.device, q.dtype, q.shape[-1], q_rows.shape[1], k_rows.shape[1])
     reasons = {name: module.can_run(*case) for name, module in _CANDIDATES.items()}
     name = next(name for name, reason in reasons.items() if reason is None) if impl == "auto" else impl
@@ -110,20 +108,7 @@ def _run(
     return scores
 
 
-@torch.library.custom_op("visparse::block_scores", mutates_args=())
-def block_scores_op(
-    q: Tensor,
-    k: Tensor,
-    lse: Tensor,
-    q_rows: Tensor,
-    k_rows: Tensor,
-    key_bias: Tensor | None,
-    scale: float,
-    variance: bool,
-    impl: str,
-) -> Tensor:
-    """`block_scores` by softmax statistics, as PyTorch's dispatcher and compiler see it."""
-    return _run(q, k, lse, q_rows, k_rows, key_bias, scale, variance, impl)
+block_scores_op = torch.library.custom_op("visparse::block_scores", _run, mutates_args=())
 
 
 @block_scores_op.register_fake

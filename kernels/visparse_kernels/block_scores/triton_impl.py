@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from visparse_kernels.block_scores.slots import added_to_logits, gather_lse, gather_rows, pad_rows, real_counts
+from visparse_kernels.kernels_apply import power
 
 try:
     from visparse_kernels.attend.triton_kernel import INTERPRET, max_shared_memory
@@ -73,10 +74,10 @@ def variant_for(device: torch.device, dtype: torch.dtype, head_dim: int, rows_q:
     """
     shared = max_shared_memory(device.index or 0) if device.type == "cuda" else _HOPPER_SHARED_MEMORY
     hopper = device.type != "cuda" or torch.cuda.get_device_capability(device)[0] >= 9
-    row = _power(head_dim) * dtype.itemsize
+    row = power(head_dim) * dtype.itemsize
     for tile_q in (128, 64, 32, 16):
         for stages in (2, 1):
-            tile = max(tile_q, _power(rows_q))
+            tile = max(tile_q, power(rows_q))
             cut = Variant(
                 tile_q=tile,
                 num_warps=8 if tile >= 128 else 4,
@@ -84,7 +85,7 @@ def variant_for(device: torch.device, dtype: torch.dtype, head_dim: int, rows_q:
                 tma=hopper,
                 registers=128 if tile == 128 else None,
             )
-            if (tile + stages * _power(rows_k)) * row + 4096 <= shared:
+            if (tile + stages * power(rows_k)) * row + 4096 <= shared:
                 return cut
     return None
 
@@ -116,7 +117,7 @@ def run(
     if cut is None:
         raise ValueError(f"k_rows: {can_run(q.device, q.dtype, head_dim, q_rows.shape[1], k_rows.shape[1])}")
     scores = torch.empty(batch, heads, n_q, n_k, dtype=torch.float32, device=q.device)
-    per_head = batch * n_k * _power(k_rows.shape[1]) * _power(head_dim) * k.element_size()
+    per_head = batch * n_k * power(k_rows.shape[1]) * power(head_dim) * k.element_size()
     step = max(1, _COPIED // per_head)
     with torch.cuda.device_of(q):
         for first in range(0, heads, step):
@@ -163,7 +164,7 @@ def launch(
     """
     (batch, _, heads, head_dim), log2e = q.shape, math.log2(math.e)
     # tl.dot needs 16 of each
-    rows, tile_k, dim = _power(q_rows.shape[1]), max(16, _power(k_rows.shape[1])), max(16, _power(head_dim))
+    rows, tile_k, dim = power(q_rows.shape[1]), max(16, power(k_rows.shape[1])), max(16, power(head_dim))
     q_rows, k_rows = pad_rows(q_rows, rows), pad_rows(k_rows, tile_k)
     (n_q, _), n_k = q_rows.shape, k_rows.shape[0]
     ragged = (k_rows < 0).any(1) if key_bias is None else torch.ones_like(k_rows[:, 0], dtype=torch.bool)
@@ -201,11 +202,6 @@ def launch(
     if warm_up:
         return scores_kernel.warmup(*arguments, grid=grid, **constants)
     return scores_kernel[grid](*arguments, **constants)
-
-
-def _power(size: int) -> int:
-    """Return the smallest power of two that is not below ``size``."""
-    return 1 << (size - 1).bit_length()
 
 
 def _widen(x: Tensor, dim: int) -> Tensor:

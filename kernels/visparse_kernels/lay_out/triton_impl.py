@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from visparse_kernels.kernels_apply import power
 from visparse_kernels.same import Same
 
 try:
@@ -111,7 +112,7 @@ def launch(
         "CHUNK_Q": min(chunk, blocks[0] & -blocks[0]),
         "CHUNK_K": min(chunk, blocks[1]),
         "HEAD_DIM": head_dim,
-        "PADDED_DIM": 1 << (head_dim - 1).bit_length(),
+        "PADDED_DIM": power(head_dim),
         "num_warps": num_warps,
     }
     grid = (max(n_q, n_k) * heads, batch, 3)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from visparse_kernels import env
-from visparse_kernels.eager import is_eager
+from visparse_kernels.eager import call
 from visparse_kernels.proxies import cpu_impl, reference, triton_impl
 from visparse_kernels.proxies.checks import check_attend, check_pool
 from visparse_kernels.proxies.means import agent_logits, bias_of, plain_weights, shares_of, weights_of
@@ -61,12 +61,7 @@ def pool_tokens(
     """
     check_pool(k, v, members, key_bias, query, counts, scale, impl)
     scale = 1.0 / math.sqrt(k.shape[-1]) if scale is None else scale
-    arguments = (k, v, members, key_bias, query, counts, scale, impl)
-    if is_eager(k, v, key_bias, query):
-        with torch.no_grad():
-            return _pool(*arguments)
-    result: tuple[Tensor, Tensor, Tensor] = pool_tokens_op(*arguments)
-    return result
+    return call(_pool, pool_tokens_op, k, v, members, key_bias, query, counts, scale, impl)
 
 
 def attend_proxies(
@@ -122,11 +117,7 @@ def attend_proxies(
     check_attend(q, out, lse, pooled_k, pooled_v, weight, hidden, head_group, q_order, block_q, out_order, scale, impl)
     scale = 1.0 / math.sqrt(q.shape[-1]) if scale is None else scale
     tables = (hidden, head_group, q_order, block_q, out_order, scale, impl)
-    if is_eager(q, out, lse, pooled_k, pooled_v, weight):
-        with torch.no_grad():
-            return _attend(q, out, lse, pooled_k, pooled_v, weight, *tables)
-    result: tuple[Tensor, Tensor] = attend_proxies_op(q, out, lse, pooled_k, pooled_v, weight, *tables)
-    return result
+    return call(_attend, attend_proxies_op, q, out, lse, pooled_k, pooled_v, weight, *tables)
 
 
 def _choose(impl: str, reasons: dict[str, str | None]) -> ModuleType:
@@ -155,6 +146,7 @@ def _pool(
     scale: float,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """`pool_tokens` in tensors and numbers, as PyTorch's dispatcher and compiler see it."""
     chosen = _choose(impl, {name: module.cannot_pool(k.device, k.dtype) for name, module in _CANDIDATES.items()})
     dtype = torch.promote_types(k.dtype, torch.float32)
     if key_bias is None and query is None:
@@ -183,6 +175,7 @@ def _attend(
     scale: float,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
+    """`attend_proxies` in tensors and numbers, as PyTorch's dispatcher and compiler see it."""
     case = (q.device, q.dtype, q.shape[-1], block_q)
     chosen = _choose(impl, {name: module.cannot_attend(*case) for name, module in _CANDIDATES.items()})
     if hidden.shape[1] == 0:  # no group: every head is skipped, and a kernel would find no table to read
@@ -199,19 +192,7 @@ def _attend(
     return result if out_order is None else reference.put_in_order(*result, q_order, out_order)
 
 
-@torch.library.custom_op("visparse::pool_tokens", mutates_args=())
-def pool_tokens_op(
-    k: Tensor,
-    v: Tensor,
-    members: Tensor,
-    key_bias: Tensor | None,
-    query: Tensor | None,
-    counts: Tensor | None,
-    scale: float,
-    impl: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`pool_tokens`, as PyTorch's dispatcher and compiler see it."""
-    return _pool(k, v, members, key_bias, query, counts, scale, impl)
+pool_tokens_op = torch.library.custom_op("visparse::pool_tokens", _pool, mutates_args=())
 
 
 @pool_tokens_op.register_fake
@@ -232,25 +213,7 @@ def _(
     return k.new_empty(shape), v.new_empty(shape), k.new_empty((*axes, members.shape[0]), dtype=dtype)
 
 
-@torch.library.custom_op("visparse::attend_proxies", mutates_args=())
-def attend_proxies_op(
-    q: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    pooled_k: Tensor,
-    pooled_v: Tensor,
-    weight: Tensor,
-    hidden: Tensor,
-    head_group: Tensor,
-    q_order: Tensor,
-    block_q: int,
-    out_order: Tensor | None,
-    scale: float,
-    impl: str,
-) -> tuple[Tensor, Tensor]:
-    """`attend_proxies`, as PyTorch's dispatcher and compiler see it."""
-    tables = (hidden, head_group, q_order, block_q, out_order, scale, impl)
-    return _attend(q, out, lse, pooled_k, pooled_v, weight, *tables)
+attend_proxies_op = torch.library.custom_op("visparse::attend_proxies", _attend, mutates_args=())
 
 
 @attend_proxies_op.register_fake
